@@ -1,0 +1,39 @@
+# Two commands for a fresh machine: `make serve` and `make test`. Everything they need is installed into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Where the CPU build of torch comes from if the configured package index has none.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+ADDRESS ?= 127.0.0.1:8000
+
+.PHONY: serve test lint types format clean
+
+serve: $(VENV)/installed
+	$(BIN)/tidegate serve examples/image_classification.py --http $(ADDRESS)
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# torch first and alone: a plain `torch` would bring gigabytes of CUDA libraries, so the constraints name the CPU build.
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch || \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt torch --extra-index-url $(TORCH_INDEX)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

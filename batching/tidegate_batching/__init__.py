@@ -1,0 +1,51 @@
+"""tidegate's batching core: many callers, one batch. Knows the standard library and anyio only."""
+
+from tidegate_batching.batcher import Batch, Batcher
+from tidegate_batching.errors import (
+    BatchSizeMismatch,
+    Cancelled,
+    Closed,
+    DeadlineExceeded,
+    HandlerError,
+    HTTPError,
+    InvalidInput,
+    OutOfMemory,
+    Overloaded,
+    Refused,
+    TidegateError,
+    TooCostly,
+    Unavailable,
+    WorkerDied,
+)
+from tidegate_batching.item import Action, Dispatch, Item, Outcome, Settle, State
+from tidegate_batching.policy import Policy
+from tidegate_batching.scheduler import Scheduler
+from tidegate_batching.statistics import Statistics
+
+__all__ = [
+    "Action",
+    "Batch",
+    "BatchSizeMismatch",
+    "Batcher",
+    "Cancelled",
+    "Closed",
+    "DeadlineExceeded",
+    "Dispatch",
+    "HTTPError",
+    "HandlerError",
+    "InvalidInput",
+    "Item",
+    "OutOfMemory",
+    "Outcome",
+    "Overloaded",
+    "Policy",
+    "Refused",
+    "Scheduler",
+    "Settle",
+    "State",
+    "Statistics",
+    "TidegateError",
+    "TooCostly",
+    "Unavailable",
+    "WorkerDied",
+]

@@ -1,0 +1,146 @@
+"""What the batcher needs of an event loop, on asyncio and on whatever else anyio runs on.
+
+Two primitives: a waiter per item (a bare future on asyncio costs 0.3 µs where an anyio.Event costs 4) and one alarm
+for the whole batcher that can be moved without starting a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Generator
+from math import inf
+from typing import Any, Protocol
+
+import anyio
+import anyio.abc
+
+__all__ = ["Alarm", "Backend", "Waiter", "current_backend"]
+
+
+class Waiter(Protocol):
+    """Where one caller waits for one result."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def __await__(self) -> Generator[Any, Any, Any]: ...
+
+
+class Alarm(Protocol):
+    """Calls back once at the time last asked for."""
+
+    def set(self, when: float) -> None: ...
+
+
+class Backend(Protocol):
+    """One event loop as the batcher sees it; `now` is its monotonic clock in seconds."""
+
+    now: Callable[[], float]
+    waiter: Callable[[], Waiter]
+
+    def alarm(self, callback: Callable[[], None], tasks: anyio.abc.TaskGroup) -> Alarm: ...
+
+
+def current_backend() -> Backend:
+    """The backend of the running event loop."""
+    try:
+        return AsyncioBackend(asyncio.get_running_loop())
+    except RuntimeError:  # not under asyncio
+        return AnyioBackend()
+
+
+class AsyncioBackend:
+    """Futures and `call_at`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.now: Callable[[], float] = loop.time
+        self.waiter: Callable[[], Waiter] = loop.create_future
+
+    def alarm(self, callback: Callable[[], None], tasks: anyio.abc.TaskGroup) -> AsyncioAlarm:
+        return AsyncioAlarm(self._loop, callback)
+
+
+class AsyncioAlarm:
+    """One timer handle, replaced only when the time asked for is earlier or there is none."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._handle: asyncio.Handle | None = None
+        self._when = inf
+
+    def set(self, when: float) -> None:
+        """Ring at `when`; at or before now means on the next turn of the loop, infinity means never."""
+        if when == self._when:
+            return
+        if self._handle is not None:
+            self._handle.cancel()
+        self._when = when
+        if when == inf:
+            self._handle = None
+        elif when <= self._loop.time():
+            # call_soon, not call_at: everything that is readable in this turn is delivered first.
+            self._handle = self._loop.call_soon(self._ring)
+        else:
+            self._handle = self._loop.call_at(when, self._ring)
+
+    def _ring(self) -> None:
+        self._handle = None
+        self._when = inf
+        self._callback()
+
+
+class AnyioBackend:
+    """Events and one sleeping task, for trio."""
+
+    def __init__(self) -> None:
+        self.now: Callable[[], float] = anyio.current_time
+        self.waiter: Callable[[], Waiter] = EventWaiter
+
+    def alarm(self, callback: Callable[[], None], tasks: anyio.abc.TaskGroup) -> AnyioAlarm:
+        alarm = AnyioAlarm(callback)
+        tasks.start_soon(alarm.run)
+        return alarm
+
+
+class EventWaiter:
+    """An anyio.Event with a value."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self._result: Any = None
+
+    def done(self) -> bool:
+        return self._event.is_set()
+
+    def set_result(self, result: Any, /) -> None:
+        self._result = result
+        self._event.set()
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        yield from self._event.wait().__await__()
+        return self._result
+
+
+class AnyioAlarm:
+    """A task that sleeps until the time asked for, woken when that time moves."""
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        self._when = inf
+        self._moved = anyio.Event()
+
+    def set(self, when: float) -> None:
+        """Ring at `when`; infinity means never."""
+        if when != self._when:
+            self._when = when
+            self._moved.set()
+
+    async def run(self) -> None:
+        while True:
+            self._moved = anyio.Event()
+            with anyio.CancelScope(deadline=self._when):
+                await self._moved.wait()
+                continue
+            self._when = inf
+            self._callback()

@@ -1,0 +1,207 @@
+"""Everything that can go wrong with a request, as one tree.
+
+TidegateError
+├── InvalidInput                422  the value is not what the handler takes
+│   └── TooCostly               422  one item costs more than a whole batch may
+├── HTTPError               as given  the handler chose the status and the text
+├── Refused                          the request never entered the queue, or left it unserved
+│   ├── Overloaded              429  the queue is full
+│   ├── Unavailable             503  no worker is alive
+│   └── Closed                  503  the service is draining
+├── DeadlineExceeded            504  no answer in time
+├── Cancelled                   499  the caller went away
+├── HandlerError                500  the handler raised something of its own
+├── BatchSizeMismatch           500  the handler returned more or fewer outputs than inputs
+├── OutOfMemory                 500  the batch, or one lone item, did not fit
+└── WorkerDied                  500  the worker's process ended under the item
+
+`code` is a stable kebab-case name for programs; `status` is a hint in HTTP's numbers for the transports: nothing in
+this package speaks HTTP. `detail` is the text that a caller may see; it never holds a traceback.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, ClassVar
+
+__all__ = [
+    "BatchSizeMismatch",
+    "Cancelled",
+    "Closed",
+    "DeadlineExceeded",
+    "HTTPError",
+    "HandlerError",
+    "InvalidInput",
+    "OutOfMemory",
+    "Overloaded",
+    "Refused",
+    "TidegateError",
+    "TooCostly",
+    "Unavailable",
+    "WorkerDied",
+]
+
+
+class TidegateError(Exception):
+    """Root of the tree: catch this to catch everything that tidegate raises for a request."""
+
+    code: ClassVar[str] = "internal-error"
+    status: int = 500
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(detail)
+
+    @property
+    def detail(self) -> str:
+        """What a caller may read."""
+        return str(self.args[0]) if self.args and self.args[0] else (type(self).__doc__ or "").strip().rstrip(".")
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class InvalidInput(TidegateError):
+    """The input is not what the handler takes."""
+
+    code = "invalid-input"
+    status = 422
+
+
+class TooCostly(InvalidInput):
+    """One item alone costs more than a whole batch may."""
+
+    code = "too-costly"
+
+    def __init__(self, cost: float, limit: float) -> None:
+        super().__init__(f"this input costs {cost:g}, and a whole batch may cost {limit:g} (max_batch_cost)")
+        self.cost = cost
+        self.limit = limit
+
+
+class HTTPError(TidegateError):
+    """The handler's own verdict: `raise HTTPError(404, "no such speaker")`."""
+
+    code = "handler-refused"
+
+    def __init__(self, status: int, detail: str = "") -> None:
+        if not 400 <= status <= 599:
+            raise ValueError(f"status={status!r}: an error has a status from 400 to 599")
+        super().__init__(detail)
+        self.status = status
+
+
+class Refused(TidegateError):
+    """The service cannot take the request now; `retry_after` (seconds) says when to try again."""
+
+    code = "refused"
+    status = 503
+
+    def __init__(self, detail: str = "", *, retry_after: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class Overloaded(Refused):
+    """The queue is full."""
+
+    code = "overloaded"
+    status = 429
+
+
+class Unavailable(Refused):
+    """No worker is alive."""
+
+    code = "unavailable"
+
+
+class Closed(Refused):
+    """The service is shutting down."""
+
+    code = "closed"
+
+
+class DeadlineExceeded(TidegateError):
+    """There was no answer within the request's timeout."""
+
+    code = "deadline-exceeded"
+    status = 504
+
+
+class Cancelled(TidegateError):
+    """The caller went away before there was an answer."""
+
+    code = "cancelled"
+    status = 499
+
+
+class HandlerError(TidegateError):
+    """The handler raised an exception of its own.
+
+    Callers on the wire read "internal error" only; `type_name`, `text` and `traceback` are for logs and for callers in
+    the same process, where `__cause__` is the original as long as the worker is a thread.
+    """
+
+    code = "handler-error"
+
+    def __init__(self, type_name: str, text: str, traceback: str = "") -> None:
+        super().__init__(f"{type_name}: {text}" if text else type_name)
+        self.type_name = type_name
+        self.text = text
+        self.traceback = traceback
+
+    @classmethod
+    def wrap(cls, error: BaseException) -> HandlerError:
+        """Describe a foreign exception and keep it as the cause."""
+        kind = type(error)
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        wrapped = cls(name, str(error), "".join(traceback.format_exception(error)))
+        wrapped.__cause__ = error
+        return wrapped
+
+
+class BatchSizeMismatch(TidegateError):
+    """The handler returned more or fewer outputs than it got inputs."""
+
+    code = "batch-size-mismatch"
+
+    def __init__(self, expected: int, got: int) -> None:
+        super().__init__(
+            f"the handler got {expected} items and returned {got} outputs: return one per item, in the items' order"
+        )
+        self.expected = expected
+        self.got = got
+
+
+class OutOfMemory(TidegateError):
+    """The item did not fit into the device's memory."""
+
+    code = "out-of-memory"
+
+
+class WorkerDied(TidegateError):
+    """The worker's process ended while it ran this item."""
+
+    code = "worker-died"
+
+
+def alike(one: BaseException, other: BaseException) -> bool:
+    """Whether two failures are of one kind: same class, and for a wrapped foreign exception the same class inside."""
+    if isinstance(one, HandlerError) and isinstance(other, HandlerError):
+        return one.type_name == other.type_name
+    return type(one) is type(other)
+
+
+def from_foreign(error: BaseException) -> TidegateError:
+    """Translate whatever a handler raised into the tree, once, at the border."""
+    if isinstance(error, TidegateError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory(str(error) or "out of memory")
+    status: Any = getattr(error, "status_code", None)
+    detail: Any = getattr(error, "detail", None)
+    # FastAPI's, Starlette's and LitServe's HTTPException keep their meaning without being imported here.
+    if isinstance(status, int) and not isinstance(status, bool) and 400 <= status <= 599 and detail is not None:
+        translated = HTTPError(status, str(detail))
+        translated.__cause__ = error
+        return translated
+    return HandlerError.wrap(error)
