@@ -61,30 +61,35 @@ class AsyncioBackend:
 
 
 class AsyncioAlarm:
-    """One timer handle, replaced only when the time asked for is earlier or there is none."""
+    """One timer handle. It may ring early, when it was moved later; it never rings late."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop = loop
         self._callback = callback
         self._handle: asyncio.Handle | None = None
         self._when = inf
+        self._soon = False
 
     def set(self, when: float) -> None:
         """Ring at `when`; at or before now means on the next turn of the loop, infinity means never."""
-        if when == self._when:
+        # Ringing early costs one look at the queue; moving the handle at each batch would cost more.
+        if self._soon or (when >= self._when and when != inf):
             return
         if self._handle is not None:
             self._handle.cancel()
+            self._handle = None
         self._when = when
         if when == inf:
-            self._handle = None
-        elif when <= self._loop.time():
-            # call_soon, not call_at: everything that is readable in this turn is delivered first.
-            self._handle = self._loop.call_soon(self._ring)
+            return
+        if when <= self._loop.time():
+            # call_soon, not call_at: everything that became readable in this turn is delivered first.
+            self._soon = True
+            self._loop.call_soon(self._ring)
         else:
             self._handle = self._loop.call_at(when, self._ring)
 
     def _ring(self) -> None:
+        self._soon = False
         self._handle = None
         self._when = inf
         self._callback()
@@ -132,11 +137,12 @@ class AnyioAlarm:
 
     def set(self, when: float) -> None:
         """Ring at `when`; infinity means never."""
-        if when != self._when:
+        if when < self._when or (when == inf and self._when < inf):
             self._when = when
             self._moved.set()
 
     async def run(self) -> None:
+        """Sleep and ring for ever; runs as a task of its own."""
         while True:
             self._moved = anyio.Event()
             with anyio.CancelScope(deadline=self._when):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -10,7 +12,7 @@ import anyio
 import anyio.abc
 
 from tidegate_batching.backend import Alarm, Backend, current_backend
-from tidegate_batching.errors import TidegateError
+from tidegate_batching.errors import InvalidInput, TidegateError
 from tidegate_batching.item import Action, Dispatch, Item
 from tidegate_batching.policy import Policy
 from tidegate_batching.scheduler import Scheduler
@@ -23,7 +25,10 @@ R = TypeVar("R")
 
 
 class Batch:
-    """What a worker gets: the values to run as one batch, and where to report. Report from the batcher's loop."""
+    """What a worker gets: the values to run as one batch, and where to report. Report from the batcher's loop.
+
+    Reports on a batch whose slot was lost, or that was completed already, are ignored.
+    """
 
     __slots__ = ("_batcher", "items", "slot")
 
@@ -37,16 +42,25 @@ class Batch:
         """The items' values, in order."""
         return [item.value for item in self.items]
 
+    def prepared(self) -> None:
+        """The batch is ready to run; said by workers that prepare one batch while another runs."""
+        self._batcher._prepared(self)
+
     def complete(self, result: Sequence[Any] | BaseException) -> None:
-        """The batch ended: one output per item, an exception instance failing its item; or an exception for all."""
-        self._batcher._completed(self.slot, result)
+        """The batch ended: one output per item, an exception instance failing its item; or an exception for all.
+
+        A slot's batches are completed in the order in which they were started.
+        """
+        self._batcher._completed(self, result)
 
 
 class Batcher(Generic[T, R]):
     """Many callers, one batch: `submit` waits for one item's result while items that arrive together run together.
 
-    Slots are added by whoever owns the workers; `start` is called in the event loop with each `Batch` and must not
-    block. Use as an async context manager: leaving it drains what is in.
+    policy: the limits. cost: an item's cost, against `policy.max_batch_cost`. group_by: only items for which it gives
+    an equal, hashable value share a batch.
+
+    Whoever owns the workers adds slots. Use as an async context manager: leaving it drains what is in.
 
     Example:
         >>> import anyio
@@ -60,11 +74,21 @@ class Batcher(Generic[T, R]):
         42
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        cost: Callable[[T], float] | None = None,
+        group_by: Callable[[T], Hashable] | None = None,
+    ) -> None:
         self.policy = policy
+        self._cost = cost
+        self._group_by = group_by
         self._scheduler = Scheduler(policy)
         self._recorder = Recorder()
-        self._slots: list[Callable[[Batch], None]] = []
+        self._starts: list[Callable[[Batch], None]] = []
+        self._flights: list[deque[Batch]] = []
+        self._closing = False
         self._backend: Backend
         self._alarm: Alarm
         self._tasks: anyio.abc.TaskGroup
@@ -80,53 +104,46 @@ class Batcher(Generic[T, R]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        if kind is None:
-            await self.drain()
-        self._tasks.cancel_scope.cancel()
-        return await self._tasks.__aexit__(kind, error, traceback)
+        try:
+            if kind is None:
+                await self.drain()
+        finally:
+            # Callers may wait in tasks that nobody here will cancel: each of them gets an answer.
+            self._apply(self._scheduler.abort(self._backend.now()))
+            self._alarm.set(math.inf)
+            self._tasks.cancel_scope.cancel()
+            suppressed = await self._tasks.__aexit__(kind, error, traceback)
+        return suppressed
 
-    def add_slot(self, start: Callable[[Batch], None]) -> int:
-        """Add a place for one batch at a time; `start(batch)` begins to run it and returns at once."""
-        slot = len(self._slots)
-        self._slots.append(start)
-        self._apply(self._scheduler.slot_ready(slot, self._backend.now()))
-        return slot
+    # ------------------------------------------------------------------ for callers
 
-    def add_function(self, function: Callable[[list[T]], Awaitable[Sequence[R | BaseException]]]) -> int:
-        """Add a slot that awaits `function(values)` in a task of its own."""
-        batches: list[Batch] = []
-        wanted = anyio.Event()
-
-        def start(batch: Batch) -> None:
-            batches.append(batch)
-            wanted.set()
-
-        async def run() -> None:
-            nonlocal wanted
-            while True:
-                await wanted.wait()
-                wanted = anyio.Event()
-                batch = batches.pop()
-                try:
-                    result: Sequence[R | BaseException] | Exception = await function(batch.values)
-                except Exception as error:  # noqa: BLE001 - whatever it raises is its batch's answer
-                    result = error
-                batch.complete(result)
-
-        self._tasks.start_soon(run)
-        return self.add_slot(start)
-
-    async def submit(self, value: T, *, priority: int = 3, group: Hashable = None) -> R:
+    async def submit(self, value: T, *, priority: int = 3, timeout: float | None = None) -> R:
         """Queue one item and wait for its result; cancelling the wait takes the item out again.
 
-        priority: 0 (first) to 7. group: only items of an equal group share a batch.
-        Raises a `TidegateError`: `Overloaded`, `Closed`, `HandlerError` with the handler's exception as cause…
+        priority: 0 (first) to 7. timeout: seconds until `DeadlineExceeded`, queueing and running together.
+        Raises a `TidegateError`: `Overloaded`, `Closed`, `HandlerError` with the handler's exception as its cause…
         """
-        result: R = await self.run(Item(value, priority=priority, group=group))
+        result: R = await self.run(self.item(value, priority=priority, timeout=timeout))
         return result
 
+    def item(self, value: T, *, priority: int = 3, timeout: float | None = None, nbytes: int = 0) -> Item:
+        """An item for `run`, with its cost and group; raises what `cost` and `group_by` raise."""
+        cost = 1.0
+        if self._cost is not None:
+            cost = self._cost(value)
+            if not (math.isfinite(cost) and cost >= 0):
+                raise InvalidInput(f"cost() gave {cost!r} for this input: it must be finite and not negative")
+        return Item(
+            value,
+            priority=priority,
+            deadline=math.inf if timeout is None else self._backend.now() + timeout,
+            cost=cost,
+            nbytes=nbytes,
+            group=None if self._group_by is None else self._group_by(value),
+        )
+
     async def run(self, item: Item) -> Any:
-        """`submit` for a caller that wants to see the item's times and batch size afterwards."""
+        """`submit` for callers that want to see the item's times and batch size afterwards."""
         waiter = item.waiter = self._backend.waiter()
         self._recorder.submitted += 1
         self._apply(self._scheduler.submit(item, self._backend.now()))
@@ -135,28 +152,84 @@ class Batcher(Generic[T, R]):
         except BaseException:
             self._apply(self._scheduler.cancel(item, self._backend.now()))
             raise
+        finally:
+            # Estimates may keep the item a while; its input need not live as long.
+            item.value = None
         if outcome.error is not None:
             # One exception may answer a whole batch: without this each raise would grow the shared traceback.
             raise outcome.error.with_traceback(None)
         return outcome.value
 
     def statistics(self) -> Statistics:
-        """A frozen snapshot of counters and batch sizes."""
-        return self._recorder.snapshot(queued=self._scheduler.queued, running=self._scheduler.running)
+        """A frozen snapshot of counters, sizes and times."""
+        return self._recorder.snapshot(waiting=self._scheduler.waiting, running=self._scheduler.running)
 
-    async def drain(self) -> None:
-        """Refuse new items and wait until every one that is in has been answered."""
+    async def drain(self, timeout: float | None = None) -> bool:
+        """Refuse new items and wait until every one that is in has been answered.
+
+        timeout: seconds after which the rest is answered with `Closed`; then the result is False.
+        """
+        self._closing = True
         self._apply(self._scheduler.close(self._backend.now()))
-        await self._drained.wait()
+        with anyio.move_on_after(timeout):
+            await self._drained.wait()
+            return True
+        self._apply(self._scheduler.abort(self._backend.now()))
+        return False
 
-    def lose_slot(self, slot: int, error: TidegateError) -> None:
-        """The slot's worker is gone for good; the items it ran fail with `error`."""
-        self._apply(self._scheduler.slot_lost(slot, error, self._backend.now()))
+    # ------------------------------------------------------------------ for the owner of the workers
+
+    def add_slot(self, start: Callable[[Batch], None], *, prefetch: bool = False) -> int:
+        """Add a place for one batch at a time; `start(batch)` begins to run it and returns at once.
+
+        prefetch: the worker prepares a second batch while one runs, and says when with `Batch.prepared`.
+        """
+        self._starts.append(start)
+        self._flights.append(deque())
+        slot = len(self._starts) - 1
+        self._apply(self._scheduler.slot_ready(slot, self._backend.now(), prefetch=prefetch))
+        return slot
+
+    def lose_slot(self, slot: int, error: TidegateError, *, replaced: bool = False) -> None:
+        """The slot's worker died; `error` is for items that died alone. replaced: `restore_slot` will follow."""
+        self._flights[slot].clear()
+        self._apply(self._scheduler.slot_lost(slot, error, self._backend.now(), replaced=replaced))
+
+    def restore_slot(self, slot: int, start: Callable[[Batch], None], *, prefetch: bool = False) -> None:
+        """A lost slot has a new worker."""
+        self._starts[slot] = start
+        self._apply(self._scheduler.slot_ready(slot, self._backend.now(), prefetch=prefetch))
+
+    def add_function(self, function: Callable[[list[T]], Awaitable[Sequence[R | BaseException]]]) -> int:
+        """Add a slot that awaits `function(values)` in a task of its own."""
+        send, receive = anyio.create_memory_object_stream[Batch](1)
+
+        async def run() -> None:
+            async with receive, send:
+                async for batch in receive:
+                    try:
+                        result: Sequence[R | BaseException] | Exception = await function(batch.values)
+                    except Exception as error:  # noqa: BLE001 - whatever it raises is its batch's answer
+                        result = error
+                    batch.complete(result)
+
+        self._tasks.start_soon(run)
+        return self.add_slot(send.send_nowait)
 
     # ------------------------------------------------------------------ plumbing
 
-    def _completed(self, slot: int, result: Sequence[Any] | BaseException) -> None:
-        self._apply(self._scheduler.complete(slot, result, self._backend.now()))
+    def _prepared(self, batch: Batch) -> None:
+        if batch in self._flights[batch.slot]:
+            self._apply(self._scheduler.prepared(batch.slot, self._backend.now()))
+
+    def _completed(self, batch: Batch, result: Sequence[Any] | BaseException) -> None:
+        flights = self._flights[batch.slot]
+        if batch not in flights:
+            return
+        if flights[0] is not batch:
+            raise RuntimeError(f"slot {batch.slot} completed a batch before the one that was started first")
+        flights.popleft()
+        self._apply(self._scheduler.complete(batch.slot, result, self._backend.now()))
 
     def _turn(self) -> None:
         self._apply(self._scheduler.tick(self._backend.now()))
@@ -164,13 +237,21 @@ class Batcher(Generic[T, R]):
     def _apply(self, actions: Sequence[Action]) -> None:
         for action in actions:
             if isinstance(action, Dispatch):
-                self._recorder.dispatched(action)
-                self._slots[action.slot](Batch(self, action.slot, action.items))
+                self._start(action)
             else:
                 self._recorder.settled(action)
                 waiter = action.item.waiter
                 if waiter is not None and not waiter.done():
                     waiter.set_result(action.outcome)
         self._alarm.set(self._scheduler.wake_at())
-        if self._scheduler.drained:
+        if self._closing and self._scheduler.drained:
             self._drained.set()
+
+    def _start(self, dispatch: Dispatch) -> None:
+        self._recorder.dispatched(dispatch)
+        batch = Batch(self, dispatch.slot, dispatch.items)
+        self._flights[dispatch.slot].append(batch)
+        try:
+            self._starts[dispatch.slot](batch)
+        except Exception as error:  # noqa: BLE001 - a worker that cannot start a batch fails that batch, not the rest
+            batch.complete(error)

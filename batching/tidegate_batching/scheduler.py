@@ -1,253 +1,531 @@
 """Who runs, when, with whom: a state machine with no clock, no await and no I/O.
 
-Inputs (`submit`, `cancel`, `complete`, `slot_ready`, `slot_lost`, `close`) record what happened at `now` and return
-what is already certain; `tick` alone decides which batches go. The caller ticks whenever `wake_at()` is due: at once
-after an input that could have made a batch possible, later when a window closes or a deadline passes. Keeping the
-decision apart from the inputs lets a caller deliver everything that is already readable before anything is decided.
+Inputs (`submit`, `cancel`, `started`, `finish`, `complete`, `prepared`, `slot_ready`, `slot_lost`, `close`) record what
+happened at `now` and return what is certain already; `tick` alone decides which batches go. The caller ticks when
+`wake_at()` is due: at once after an input that made a batch possible, later when a window closes or a deadline passes.
+Keeping the decision apart from the inputs lets a caller deliver everything that is readable before anything is decided.
+
+What holds, whatever the handler, a worker or a caller does (tests/batching/test_scheduler_machine.py):
+
+* Every item is settled exactly once, and none is in two batches at a time.
+* Nothing is dispatched at or after its deadline, after its cancellation, or beyond a limit of the policy.
+* While something waits and a slot is idle, `wake_at()` is finite; after `tick(t)` it is later than t.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import inf
-from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
-from tidegate_batching.errors import BatchSizeMismatch, Cancelled, Closed, Overloaded, TidegateError, from_foreign
-from tidegate_batching.item import Action, Dispatch, Item, Outcome, Settle, State
+from tidegate_batching.errors import (
+    BatchSizeMismatch,
+    Cancelled,
+    Closed,
+    DeadlineExceeded,
+    OutOfMemory,
+    Overloaded,
+    TidegateError,
+    TooCostly,
+    Unavailable,
+    alike,
+    from_foreign,
+)
+from tidegate_batching.estimators import ServiceTime
+from tidegate_batching.expiry import Expiry
+from tidegate_batching.item import Action, Dispatch, Item, Outcome, Release, Settle, State
+from tidegate_batching.lane import Lane
+from tidegate_batching.linger import Linger
 from tidegate_batching.policy import Policy
+from tidegate_batching.retry import Group, Isolation, MemoryCap, Verdict, singles_are_cheaper
+from tidegate_batching.shedding import MARGIN, choose
+from tidegate_batching.slot import Flight, Slot
 
 __all__ = ["Scheduler"]
 
-_KEY = attrgetter("key")
+UNDATED: Final = 30.0
+"""Seconds after arrival at which an item without a deadline takes its place among those with one."""
 
-
-class Lane:
-    """The waiting items of one group, in order; settled ones stay as tombstones until they come up."""
-
-    __slots__ = ("arrivals", "live", "ordered")
-
-    def __init__(self) -> None:
-        self.ordered: list[Item] = []
-        self.arrivals: deque[Item] = deque()
-        self.live = 0
-
-    def add(self, item: Item) -> None:
-        if not self.ordered or item.key > self.ordered[-1].key:
-            self.ordered.append(item)
-        else:
-            insort(self.ordered, item, key=_KEY)
-        self.arrivals.append(item)
-        self.live += 1
-
-    def opened_at(self) -> float:
-        """When the oldest item that still waits arrived: the start of the lane's window."""
-        while self.arrivals[0].state is not State.QUEUED:
-            self.arrivals.popleft()
-        return self.arrivals[0].arrived_at
-
-    def head(self) -> Item:
-        """The first live item in order."""
-        tombstones = 0
-        while self.ordered[tombstones].state is not State.QUEUED:
-            tombstones += 1
-        del self.ordered[:tombstones]
-        return self.ordered[0]
-
-    def take(self, limit: int) -> list[Item]:
-        """Remove and return the first live items, at most `limit`."""
-        taken: list[Item] = []
-        passed = 0
-        for item in self.ordered:
-            if len(taken) == limit:
-                break
-            passed += 1
-            if item.state is State.QUEUED:
-                taken.append(item)
-        del self.ordered[:passed]
-        self.live -= len(taken)
-        return taken
+PREPARATION_MARGIN: Final = 1.15
+PREPARATION_SLACK: Final = 0.0002
 
 
 class Scheduler:
     """The decisions of one handler's batcher, under one `Policy`."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, linger: Callable[[ServiceTime], Linger] = Linger) -> None:
         self.policy = policy
         self.due = False
+        self.waiting = 0  # QUEUED and RETRY
         self._now = 0.0
-        self._lanes: dict[Hashable, Lane] = {}
-        self._live = 0
         self._sequence = 0
-        self._idle: list[int] = []
-        self._running: dict[int, list[Item]] = {}
-        self._window_ends = inf
+        self._queued_bytes = 0
+        self._lanes: dict[Hashable, Lane] = {}
+        self._expiry = Expiry()
+        self._slots: dict[int, Slot] = {}
+        self._idle: list[Slot] = []
+        self._sealed: list[Group[Item]] = []  # a stack, so that an isolation is finished before another is begun
+        self._retrying: dict[Item, None] = {}  # all items in RETRY, those that wait for a sibling's result included
+        self._service = ServiceTime()
+        self._preparation = ServiceTime()
+        self._memory = MemoryCap(policy.max_batch_size)
+        self._linger = linger(self._service)
+        self._max_cost = inf if policy.max_batch_cost is None else policy.max_batch_cost
+        # A cost may be tokens or seconds of audio; the service time is learned over thousandths of a full batch.
+        self._load_per_cost = None if policy.max_batch_cost is None else 1000 / policy.max_batch_cost
+        self._auto = policy.batch_timeout == "auto"
+        self._prefetching = 0  # slots that take a second batch
+        self._decide_at = inf
         self._closed = False
-
-    @property
-    def queued(self) -> int:
-        """Items waiting."""
-        return self._live
 
     @property
     def running(self) -> int:
         """Batches in flight."""
-        return len(self._running)
+        return sum((slot.current is not None) + (slot.following is not None) for slot in self._slots.values())
 
     @property
     def drained(self) -> bool:
         """Closed, and everything that was in has been answered."""
-        return self._closed and not self._live and not self._running
+        return self._closed and not self.waiting and all(slot.current is None for slot in self._slots.values())
 
-    # ------------------------------------------------------------------ inputs
+    # ------------------------------------------------------------------ items
 
     def submit(self, item: Item, now: float) -> Sequence[Action]:
-        """A new item has arrived; it waits, or is refused at once."""
+        """A new item has come: it waits, or is refused at once."""
         self._advance(now)
-        if self._closed:
-            return [self._settle(item, error=Closed())]
-        if self._live >= self.policy.max_queue_size:
-            return [self._settle(item, error=Overloaded(f"{self._live} requests are waiting already"))]
+        refusal = self._refusal(item)
+        if refusal is not None:
+            return [self._settle(item, error=refusal)]
+        now = self._now
         self._sequence += 1
         item.sequence = self._sequence
-        item.arrived_at = self._now
-        item.key = (item.priority, item.deadline, item.sequence)
-        item.state = State.QUEUED
-        lane = self._lanes.get(item.group)
-        if lane is None:
-            lane = self._lanes[item.group] = Lane()
-        lane.add(item)
-        self._live += 1
-        if self._idle:
+        item.arrived_at = now
+        item.key = (item.priority, item.deadline if item.deadline < inf else now + UNDATED, item.sequence)
+        if self._auto:
+            self._linger.arrived(now, to_idle=not self.waiting and bool(self._idle))
+        self._expiry.arm(item)
+        self._enqueue(item)
+        if self._idle or self._prefetching:
             self.due = True
         return ()
 
     def cancel(self, item: Item, now: float) -> Sequence[Action]:
         """The caller went away: a waiting item leaves at once, a running one's result will be dropped."""
         self._advance(now)
-        if item.state is State.QUEUED:
-            self._leave_queue(item)
-        elif item.state is not State.RUNNING:
+        if item.state is State.SETTLED or item.state is State.NEW:
             return ()
         return [self._settle(item, error=Cancelled())]
+
+    def started(self, item: Item, now: float) -> None:
+        """The first chunk of the item's stream is out: it has no deadline any more, and will not be run again."""
+        self._advance(now)
+        if item.state is State.RUNNING and not item.started:
+            item.started = True
+            if item.deadline < inf:
+                item.deadline = inf
+                self._expiry.forget()
+
+    def finish(self, item: Item, outcome: Outcome, now: float) -> Sequence[Action]:
+        """One item of a running batch has ended before the batch."""
+        self._advance(now)
+        if item.state is not State.RUNNING:
+            return ()
+        return [self._settle(item, value=outcome.value, error=outcome.error)]
+
+    # ------------------------------------------------------------------ slots
+
+    def slot_ready(self, slot: int, now: float, *, prefetch: bool = False) -> Sequence[Action]:
+        """A worker can take a batch in this slot: a new slot, or the replacement of a lost one.
+
+        prefetch: it can prepare a second batch while one runs, and reports `prepared`.
+        """
+        self._advance(now)
+        old = self._slots.get(slot)
+        if old is not None and old.alive:
+            raise ValueError(f"slot {slot} is ready already")
+        new = Slot(slot, prefetch, old.bound if old is not None else [])
+        self._slots[slot] = new
+        self._idle.append(new)
+        self._prefetching += prefetch
+        self.due = True
+        return ()
+
+    def slot_lost(self, slot: int, error: TidegateError, now: float, *, replaced: bool = True) -> Sequence[Action]:
+        """The slot's worker died. What it ran is retried, alone, by its replacement; without one it fails.
+
+        error: what an item gets that died alone. replaced: `slot_ready` will follow. Losing a slot that waits for its
+        replacement once more, with `replaced=False`, gives that up.
+        """
+        self._advance(now)
+        lost = self._slots[slot]
+        actions: list[Action] = []
+        if lost.alive:
+            lost.alive = False
+            self._prefetching -= lost.prefetch
+            if lost in self._idle:
+                self._idle.remove(lost)
+            # The batch that had only been prepared is nobody's suspect.
+            if lost.following is not None:
+                self._put_back(lost.following.live())
+            if lost.current is not None:
+                actions += self._died(lost.current, slot, error)
+            lost.current = lost.following = None
+        if not replaced:
+            for isolation in dict.fromkeys(group.isolation for group in lost.bound):
+                actions += self._carry_out(isolation.abandoned(slot, error))
+            lost.bound = []
+            lost.gone = True
+            if all(other.gone for other in self._slots.values()):
+                actions += self._give_up(Unavailable("every worker of this handler has ended"))
+        self.due = True
+        return actions
+
+    def prepared(self, slot: int, now: float) -> Sequence[Action]:
+        """The batch sent to this slot last is ready to run; the function starts on it now or when it is free."""
+        self._advance(now)
+        flight = self._slots[slot].following or self._slots[slot].current
+        if flight is not None and not flight.prepared:
+            flight.prepared = True
+            self._preparation.observe(flight.load, self._now - flight.sent_at)
+            # Only what comes after counts as service time.
+            flight.started_at = self._now
+        return ()
 
     def complete(self, slot: int, result: Sequence[Any] | BaseException, now: float) -> Sequence[Action]:
         """The batch in this slot ended: one output per item (an exception instance fails its item), or an exception."""
         self._advance(now)
-        items = self._running.pop(slot)
-        self._idle.append(slot)
+        done = self._slots[slot]
+        flight = done.current
+        if flight is None:
+            raise ValueError(f"slot {slot} runs nothing")
+        done.current, done.following = done.following, None
+        if done.current is None:
+            self._idle.append(done)
+        else:
+            done.current.started_at = max(self._now, done.current.started_at)
         self.due = True
-        if not isinstance(result, BaseException) and len(result) != len(items):
-            result = BatchSizeMismatch(len(items), len(result))
-        if isinstance(result, BaseException):
-            return self._fail(items, from_foreign(result))
-        actions: list[Action] = []
-        for item, output in zip(items, result, strict=True):
-            if item.state is State.RUNNING:
-                error = from_foreign(output) if isinstance(output, BaseException) else None
-                actions.append(self._settle(item, value=None if error else output, error=error))
+        if not isinstance(result, BaseException) and len(result) != len(flight.items):
+            result = BatchSizeMismatch(len(flight.items), len(result))
+        actions = (
+            self._failed(flight, from_foreign(result))
+            if isinstance(result, BaseException)
+            else self._succeeded(flight, result)
+        )
+        if self._auto and self.waiting:
+            self._linger.slot_freed(self._now)
         return actions
 
-    def slot_ready(self, slot: int, now: float) -> Sequence[Action]:
-        """A worker can take a batch in this slot from now on."""
-        self._advance(now)
-        self._idle.append(slot)
-        self.due = True
-        return ()
+    # ------------------------------------------------------------------ time
 
-    def slot_lost(self, slot: int, error: TidegateError, now: float) -> Sequence[Action]:
-        """The slot's worker is gone; what it ran fails with `error`."""
+    def tick(self, now: float) -> Sequence[Action]:
+        """Settle what is too late and form every batch that should go now."""
         self._advance(now)
-        if slot in self._idle:
-            self._idle.remove(slot)
-        return self._fail(self._running.pop(slot, []), error)
+        self.due = False
+        self._decide_at = inf
+        actions: list[Action] = []
+        for item in self._expiry.due(self._now):
+            actions.append(self._settle(item, error=DeadlineExceeded(), armed=False))
+        self._dispatch_sealed(actions)
+        while self._idle and self._lanes:
+            if not self._dispatch_fresh(self._idle[-1], actions):
+                break
+        if not self._lanes:
+            self._linger.released()
+        elif self._prefetching and not self._idle:
+            self._prefetch(actions)
+        return actions
+
+    def wake_at(self) -> float:
+        """When `tick` is due: at or before now if something could go, infinity if nothing changes by itself."""
+        return self._now if self.due else min(self._decide_at, self._expiry.next())
 
     def close(self, now: float) -> Sequence[Action]:
-        """Take nothing new, wait for nothing: what is in will still run."""
+        """Take nothing new and wait for nobody: what is in will still run."""
         self._advance(now)
         self._closed = True
         self.due = True
         return ()
 
-    def tick(self, now: float) -> Sequence[Action]:
-        """Form every batch that should go now."""
-        self._advance(now)
-        self.due = False
-        self._window_ends = inf
-        actions: list[Action] = []
-        while self._idle and self._live:
-            ripe = self._ripest()
-            if ripe is None:
-                break
-            group, reason = ripe
-            actions.append(self._dispatch(group, reason))
-        return actions
+    def abort(self, now: float) -> Sequence[Action]:
+        """Close and answer everything that is in, running or not, with `Closed`."""
+        self.close(now)
+        running = [item for slot in self._slots.values() for item in slot.items()]
+        return [*self._give_up(Closed()), *(self._settle(item, error=Closed()) for item in running)]
 
-    def wake_at(self) -> float:
-        """When `tick` is due: now or earlier if something could go, infinity if nothing can change by itself."""
-        return self._now if self.due else self._window_ends
+    # ------------------------------------------------------------------ how a batch is formed
 
-    # ------------------------------------------------------------------ decisions
+    def _dispatch_sealed(self, actions: list[Action]) -> None:
+        """Retries go before fresh work, each in the company that it was sealed with."""
+        for slot in [slot for slot in self._idle if slot.bound]:
+            while slot.bound and slot.current is None:
+                self._send_sealed(slot.bound.pop(), slot, actions)
+        while self._idle and self._sealed:
+            self._send_sealed(self._sealed.pop(), self._idle[-1], actions)
 
-    def _ripest(self) -> tuple[Hashable, str] | None:
-        """Of the lanes whose batch should go now the one whose head is first in order, and why it goes."""
-        best: tuple[Hashable, str] | None = None
-        best_key: tuple[int, float, int] | None = None
-        for group, lane in self._lanes.items():
-            reason = self._reason_to_go(lane)
-            if reason is None:
-                continue
-            key = lane.head().key
-            if best_key is None or key < best_key:
-                best, best_key = (group, reason), key
-        return best
+    def _send_sealed(self, group: Group[Item], slot: Slot, actions: list[Action]) -> None:
+        group.members = [item for item in group.members if item.state is State.RETRY]
+        if not group.members:
+            actions += self._carry_out(group.isolation.succeeded(group))
+            return
+        for item in group.members:
+            del self._retrying[item]
+        self._send(group.members, slot, Release.RETRY, actions, group)
 
-    def _reason_to_go(self, lane: Lane) -> str | None:
-        if lane.live >= self.policy.max_batch_size:
-            return "full"
-        window = self.policy.batch_timeout
-        if window == "auto" or window == 0 or self._closed:
-            return "idle"
-        closes = lane.opened_at() + window
-        if closes <= self._now:
-            return "window"
-        self._window_ends = min(self._window_ends, closes)
+    def _dispatch_fresh(self, slot: Slot, actions: list[Action]) -> bool:
+        """One batch from the ripe lane whose head is first in order; false if no lane is ripe."""
+        best: tuple[Lane, int, Release] | None = None
+        for lane in self._lanes.values():
+            limit = self._limit(lane)
+            reason = self._ripe(lane, limit)
+            if reason is not None and (best is None or lane.head().key < best[0].head().key):
+                best = lane, limit, reason
+        if best is None:
+            return False
+        lane, limit, reason = best
+        batch, shed = choose(
+            lane, limit, self._max_cost, self._now, self._seconds, self._service.optimistic(self._unit(lane))
+        )
+        for item in shed:
+            actions.append(self._settle(item, error=DeadlineExceeded()))
+        self._linger.released()
+        self._send(batch, slot, reason, actions)
+        if self._auto and self._idle and self._lanes:
+            self._linger.slot_freed(self._now)
+        return True
+
+    def _limit(self, lane: Lane) -> int:
+        limit = self._memory.cap
+        if self._auto and len(self._lanes) == 1:
+            limit = self._linger.knee(lane.live, limit, self._alive(), self._now, self._unit(lane))
+        return limit
+
+    def _ripe(self, lane: Lane, limit: int) -> Release | None:
+        """Why the lane's batch should go now, or None; then `wake_at` knows when to look again."""
+        if lane.live >= limit or lane.cost >= self._max_cost:
+            return Release.FULL
+        if self._closed:
+            return Release.DRAIN
+        timeout = self.policy.batch_timeout
+        if timeout == "auto":
+            # With several lanes an idle worker always has somebody else to serve.
+            if len(self._lanes) > 1:
+                return Release.IDLE
+            until, reason = self._lingers(lane, limit), Release.IDLE
+        elif timeout == 0:
+            return Release.IDLE
+        else:
+            until, reason = lane.opened_at() + timeout, Release.WINDOW
+        if until <= self._now:
+            return reason
+        ahead = MARGIN * self._service.predict((lane.live + 1) * self._unit(lane))
+        # The next deadline of all is a cheap bound; only where it is near, the lane's own is looked for.
+        if self._expiry.next() - ahead < until:
+            latest = min(item.deadline for item in lane) - ahead
+            if latest <= self._now:
+                return Release.DEADLINE
+            until = min(until, latest)
+        self._decide_at = min(self._decide_at, until)
         return None
 
-    def _dispatch(self, group: Hashable, reason: str) -> Dispatch:
-        lane = self._lanes[group]
-        items = lane.take(self.policy.max_batch_size)
-        self._live -= len(items)
-        if not lane.live:
-            del self._lanes[group]
+    def _lingers(self, lane: Lane, limit: int) -> float:
+        ends = [slot.ends_at(self._service) for slot in self._slots.values() if slot.current is not None]
+        return self._linger.hold(
+            lane.live, limit, len(self._idle), self._alive(), min(ends, default=inf), self._now, self._unit(lane)
+        )
+
+    def _prefetch(self, actions: list[Action]) -> None:
+        """Send the next batch to a busy slot as late as it can still be prepared in time."""
+        for slot in self._slots.values():
+            if not self._lanes:
+                return
+            if not slot.takes_another() or self._sealed or slot.bound or self._service.observations == 0:
+                continue
+            lane = next(iter(self._lanes.values()))
+            size = min(lane.live, self._memory.cap)
+            preparation = PREPARATION_MARGIN * self._preparation.predict(size * self._unit(lane)) + PREPARATION_SLACK
+            at = slot.ends_at(self._service) - preparation
+            if at <= self._now:
+                self._dispatch_fresh(slot, actions)
+            else:
+                self._decide_at = min(self._decide_at, at)
+
+    def _send(
+        self, items: list[Item], slot: Slot, reason: Release, actions: list[Action], group: Group[Item] | None = None
+    ) -> None:
+        now, size = self._now, len(items)
+        cost, nbytes = 0.0, 0
         for item in items:
+            cost += item.cost
+            nbytes += item.nbytes
             item.state = State.RUNNING
-            item.dispatched_at = self._now
-            item.batch_size = len(items)
-        slot = self._idle.pop()
-        self._running[slot] = items
-        return Dispatch(slot, items, reason)
+            item.dispatched_at = now
+            item.batch_size = size
+        self.waiting -= size
+        self._queued_bytes -= nbytes
+        if group is None:
+            self._left_lane(items[0].group, size, cost)
+        flight = Flight(items, self._load(size, cost), now, group)
+        if slot.current is None:
+            slot.current = flight
+            self._idle.remove(slot)
+        else:
+            slot.following = flight
+        actions.append(Dispatch(slot.number, items, reason))
+
+    # ------------------------------------------------------------------ how a batch ends
+
+    def _succeeded(self, flight: Flight, outputs: Sequence[Any]) -> list[Action]:
+        # A stream runs for as long as its slowest reader; its seconds say nothing about the model.
+        if not flight.streamed():
+            self._service.observe(flight.load, self._now - flight.started_at)
+        self._memory.succeeded(len(flight.items))
+        actions: list[Action] = []
+        for item, output in zip(flight.items, outputs, strict=True):
+            if item.state is State.RUNNING:
+                if isinstance(output, BaseException):
+                    actions.append(self._settle(item, error=from_foreign(output)))
+                else:
+                    actions.append(self._settle(item, value=output))
+        if flight.group is not None:
+            actions += self._carry_out(flight.group.isolation.succeeded(flight.group))
+        return actions
+
+    def _failed(self, flight: Flight, error: TidegateError) -> list[Action]:
+        if isinstance(error, OutOfMemory):
+            self._memory.exhausted(len(flight.items))
+        alive, actions = self._still_wanted(flight, error)
+        group = flight.group
+        if not self.policy.isolate_errors or (group is None and len(flight.items) == 1):
+            return actions + [self._settle(item, error=error) for item in alive]
+        out_of_memory = isinstance(error, OutOfMemory) and len(flight.items) > 1
+        if out_of_memory and group is None:
+            self._put_back(alive)
+            return actions
+        self._await_retry(alive)
+        isolation = self._isolation(flight)
+        verdict = isolation.split(group, alive) if out_of_memory else isolation.failed(group, error, alive)
+        return actions + self._carry_out(verdict)
+
+    def _died(self, flight: Flight, slot: int, error: TidegateError) -> list[Action]:
+        alive, actions = self._still_wanted(flight, error)
+        if not self.policy.isolate_errors:
+            return actions + [self._settle(item, error=error) for item in alive]
+        self._await_retry(alive)
+        return actions + self._carry_out(self._isolation(flight).died(flight.group, slot, error, alive))
+
+    def _isolation(self, flight: Flight) -> Isolation[Item]:
+        if flight.group is not None:
+            return flight.group.isolation
+        return Isolation(flight.items, lambda size: singles_are_cheaper(size, self._service.predict), alike=alike)
+
+    def _still_wanted(self, flight: Flight, error: TidegateError) -> tuple[list[Item], list[Action]]:
+        """The items to run again. One whose stream has begun cannot be: its reader has seen the first part."""
+        running = flight.live()
+        begun = [self._settle(item, error=error) for item in running if item.started]
+        return [item for item in running if not item.started], list(begun)
+
+    def _carry_out(self, verdict: Verdict[Item]) -> list[Action]:
+        for group in reversed(verdict.run):
+            if group.slot is None:
+                self._sealed.append(group)
+            else:
+                self._slots[group.slot].bound.append(group)
+        if verdict.run:
+            self.due = True
+        return [self._settle(item, error=error) for item, error in verdict.fail if item.state is not State.SETTLED]
 
     # ------------------------------------------------------------------ bookkeeping
 
     def _advance(self, now: float) -> None:
-        # A clock that steps back must not reopen windows or reorder arrivals.
+        # A clock that steps back, or says nothing, must not reopen windows or reorder arrivals.
         if now > self._now:
             self._now = now
 
-    def _leave_queue(self, item: Item) -> None:
-        lane = self._lanes[item.group]
-        lane.live -= 1
-        self._live -= 1
+    def _refusal(self, item: Item) -> TidegateError | None:
+        policy = self.policy
+        if self._closed:
+            return Closed()
+        if not item.cost <= self._max_cost:
+            return TooCostly(item.cost, self._max_cost)
+        if item.deadline <= self._now:
+            return DeadlineExceeded()
+        if self.waiting >= policy.max_queue_size:
+            return Overloaded(f"{self.waiting} requests are waiting already (max_queue_size={policy.max_queue_size})")
+        if self._queued_bytes + item.nbytes > policy.max_queue_bytes and self.waiting:
+            return Overloaded(
+                f"{self._queued_bytes} bytes are waiting already (max_queue_bytes={policy.max_queue_bytes})"
+            )
+        if self._slots and all(slot.gone for slot in self._slots.values()):
+            return Unavailable("every worker of this handler has ended")
+        return None
+
+    def _enqueue(self, item: Item) -> None:
+        lane = self._lanes.get(item.group)
+        if lane is None:
+            lane = self._lanes[item.group] = Lane()
+        item.state = State.QUEUED
+        lane.add(item)
+        self.waiting += 1
+        self._queued_bytes += item.nbytes
+
+    def _put_back(self, items: list[Item]) -> None:
+        """Running items wait again, each in its old place."""
+        if not items:
+            return
+        for item in items:
+            item.state = State.QUEUED
+            self._queued_bytes += item.nbytes
+        self.waiting += len(items)
+        self._lanes.setdefault(items[0].group, Lane()).put_back(items)
+
+    def _await_retry(self, items: list[Item]) -> None:
+        for item in items:
+            item.state = State.RETRY
+            self._retrying[item] = None
+            self._queued_bytes += item.nbytes
+        self.waiting += len(items)
+
+    def _left_lane(self, group: Hashable, items: int, cost: float) -> None:
+        """Items that waited in a lane have a new state."""
+        lane = self._lanes[group]
+        lane.left(items, cost)
         if not lane.live:
-            del self._lanes[item.group]
+            del self._lanes[group]
 
-    def _fail(self, items: list[Item], error: BaseException) -> list[Action]:
-        return [self._settle(item, error=error) for item in items if item.state is State.RUNNING]
-
-    def _settle(self, item: Item, *, value: Any = None, error: BaseException | None = None) -> Settle:
+    def _settle(
+        self, item: Item, *, value: Any = None, error: BaseException | None = None, armed: bool = True
+    ) -> Settle:
+        state = item.state
         item.state = State.SETTLED
         item.settled_at = self._now
+        if state is State.QUEUED or state is State.RETRY:
+            self.waiting -= 1
+            self._queued_bytes -= item.nbytes
+            if state is State.QUEUED:
+                self._left_lane(item.group, 1, item.cost)
+            else:
+                del self._retrying[item]
+        if armed and state is not State.NEW and item.deadline < inf:
+            self._expiry.forget()
         return Settle(item, Outcome(value, error))
+
+    def _give_up(self, error: TidegateError) -> list[Action]:
+        """Answer everything that waits with `error`."""
+        queued = [item for lane in self._lanes.values() for item in lane]
+        return [self._settle(item, error=error) for item in (*queued, *self._retrying)]
+
+    def _alive(self) -> int:
+        return max(1, sum(slot.alive for slot in self._slots.values()))
+
+    def _load(self, size: int, cost: float) -> float:
+        """What service time depends on: the cost of a batch if the handler says what an item costs, else its size."""
+        return size if self._load_per_cost is None else max(1.0, cost * self._load_per_cost)
+
+    def _unit(self, lane: Lane) -> float:
+        """The load of one item of the lane."""
+        return self._load(lane.live, lane.cost) / lane.live
+
+    def _seconds(self, items: list[Item]) -> float:
+        size = len(items)
+        load = size if self._load_per_cost is None else self._load(size, sum(item.cost for item in items))
+        return self._service.predict(load) + self._preparation.predict(load)

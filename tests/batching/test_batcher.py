@@ -55,21 +55,20 @@ async def test_leaving_answers_what_is_in_and_refuses_what_comes() -> None:
         started.append(batch)
         begun.set()
 
-    async with anyio.create_task_group() as tasks:
-        async with Batcher[int, int](Policy()) as batcher:
-            batcher.add_slot(start)
+    async with anyio.create_task_group() as tasks, Batcher[int, int](Policy()) as batcher:
+        batcher.add_slot(start)
 
-            async def ask() -> None:
-                answers.append(await batcher.submit(1))
+        async def ask() -> None:
+            answers.append(await batcher.submit(1))
 
-            async def finish() -> None:
-                with pytest.raises(Closed):
-                    await batcher.submit(2)
-                started[0].complete([7])
+        async def finish() -> None:
+            with pytest.raises(Closed):
+                await batcher.submit(2)
+            started[0].complete([7])
 
-            tasks.start_soon(ask)
-            await begun.wait()
-            tasks.start_soon(finish)
+        tasks.start_soon(ask)
+        await begun.wait()
+        tasks.start_soon(finish)
     assert answers == [7]
 
 

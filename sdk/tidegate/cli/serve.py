@@ -67,7 +67,7 @@ def _stop(code: int, text: str) -> NoReturn:
 def _traceback_in_module(error: Exception) -> str:
     """The traceback from the user's first line on; the frames that led to it are not the user's."""
     traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_globals["__name__"].startswith(("tidegate.", "importlib.")):
+    while traceback and traceback.tb_frame.f_globals["__name__"].partition(".")[0] in ("tidegate", "importlib"):
         traceback = traceback.tb_next
     return "".join(tracebacks.format_exception(type(error), error, traceback))
 

@@ -1,0 +1,116 @@
+"""Whom to serve when not everybody can be in time.
+
+Serving ever smaller batches to please the most urgent item is how a server collapses at 1.2 times its capacity. The
+"rate" rule gives the most urgent items up if, and only if, the fuller batch that becomes possible wins more answers in
+time than it loses; Nexus (SOSP '19) drops likewise, for a fixed batch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain, islice
+from math import inf
+from typing import NamedTuple
+
+from tidegate_batching.item import Item
+
+__all__ = ["Choice", "choose"]
+
+MARGIN = 1.05
+"""Predicted seconds are stretched by this before they are held against a deadline."""
+
+
+class Choice(NamedTuple):
+    """The items to run now, in order, and those that are given up."""
+
+    batch: list[Item]
+    shed: list[Item]
+
+
+def choose(
+    waiting: Iterable[Item],
+    limit: int,
+    max_cost: float,
+    now: float,
+    predict: Callable[[list[Item]], float],
+    soonest: float,
+) -> Choice:
+    """Pick a batch from the waiting items, the first in order first.
+
+    limit: most items, 1 or more. max_cost: most summed cost. predict: seconds that these items take as one batch, 0.0
+    when unknown. soonest: seconds that any item takes at the very least. The batch is empty only if nothing waits.
+    """
+    rest = iter(waiting)
+    late: list[Item] = []
+    fit: list[Item] = []
+    cost, earliest = 0.0, inf
+    for item in rest:
+        if item.deadline < now + soonest:
+            late.append(item)
+            continue
+        cost += item.cost
+        if cost > max_cost:
+            rest = chain((item,), rest)
+            break
+        fit.append(item)
+        if item.deadline < earliest:
+            earliest = item.deadline
+        if len(fit) == limit:
+            break
+    if not fit:
+        # A prediction that condemns everybody may be wrong, and only another batch can correct it.
+        return Choice(late[:1], [])
+    if now + MARGIN * predict(fit) <= earliest:
+        return Choice(fit, late)
+    return _trade(fit, list(islice(rest, limit)), late, limit, max_cost, now, predict)
+
+
+def _trade(
+    fit: list[Item],
+    spare: list[Item],
+    late: list[Item],
+    limit: int,
+    max_cost: float,
+    now: float,
+    predict: Callable[[list[Item]], float],
+) -> Choice:
+    """Either a smaller batch that its most urgent item can bear, or a fuller one without the most urgent."""
+    small = _longest_in_time(fit, now, predict)
+    small_seconds = predict(small)
+    candidates = fit + spare
+    given_up: list[Item] = []
+    # Each round drops whoever cannot bear the batch as it is; the batch that remains is borne by all.
+    while True:
+        full = _within(candidates, limit, max_cost)
+        if not full:
+            break
+        seconds = predict(full)
+        ends = now + MARGIN * seconds
+        unable = [item for item in full if item.deadline < ends]
+        if not unable:
+            gain = (len(full) / seconds - len(small) / small_seconds) * seconds if small_seconds > 0 else 0.0
+            if gain > min(len(small), len(given_up)):
+                return Choice(full, late + given_up)
+            break
+        given_up += unable
+        dropped = set(unable)
+        candidates = [item for item in candidates if item not in dropped]
+    return Choice(small, late)
+
+
+def _longest_in_time(items: list[Item], now: float, predict: Callable[[list[Item]], float]) -> list[Item]:
+    size = len(items)
+    while size > 1 and now + MARGIN * predict(items[:size]) > min(item.deadline for item in items[:size]):
+        size -= 1
+    return items[:size]
+
+
+def _within(items: list[Item], limit: int, max_cost: float) -> list[Item]:
+    taken: list[Item] = []
+    cost = 0.0
+    for item in items[:limit]:
+        cost += item.cost
+        if cost > max_cost:
+            break
+        taken.append(item)
+    return taken
