@@ -7,6 +7,7 @@ for the whole batcher that can be moved without starting a task.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Generator
 from math import inf
 from typing import Any, Protocol
@@ -26,9 +27,15 @@ class Waiter(Protocol):
 
 
 class Alarm(Protocol):
-    """Calls back once at the time last asked for."""
+    """Calls back at the time asked for, or earlier: one look at the queue is cheaper than moving a timer per batch.
+
+    `when`: it rings then at the latest; infinity if nobody asked, minus infinity if it rings on the next turn.
+    """
+
+    when: float
 
     def set(self, when: float) -> None: ...
+    def cancel(self) -> None: ...
 
 
 class Backend(Protocol):
@@ -49,11 +56,12 @@ def current_backend() -> Backend:
 
 
 class AsyncioBackend:
-    """Futures and `call_at`."""
+    """Futures and `call_later`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self.now: Callable[[], float] = loop.time
+        # Not loop.time: uvloop's moves once per turn and in whole milliseconds.
+        self.now: Callable[[], float] = time.monotonic
         self.waiter: Callable[[], Waiter] = loop.create_future
 
     def alarm(self, callback: Callable[[], None], tasks: anyio.abc.TaskGroup) -> AsyncioAlarm:
@@ -61,37 +69,38 @@ class AsyncioBackend:
 
 
 class AsyncioAlarm:
-    """One timer handle. It may ring early, when it was moved later; it never rings late."""
+    """One timer handle."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
         self._loop = loop
         self._callback = callback
         self._handle: asyncio.Handle | None = None
-        self._when = inf
-        self._soon = False
+        self.when = inf
 
     def set(self, when: float) -> None:
-        """Ring at `when`; at or before now means on the next turn of the loop, infinity means never."""
-        # Ringing early costs one look at the queue; moving the handle at each batch would cost more.
-        if self._soon or (when >= self._when and when != inf):
+        """Ring at `when` at the latest; at or before now means on the next turn of the loop."""
+        if when >= self.when:
             return
+        self.cancel()
+        delay = when - time.monotonic()
+        if delay > 0:
+            self.when = when
+            self._handle = self._loop.call_later(delay, self._ring)
+        else:
+            # call_soon, not call_later: everything that became readable in this turn is delivered first.
+            self.when = -inf
+            self._handle = self._loop.call_soon(self._ring)
+
+    def cancel(self) -> None:
+        """Do not ring."""
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
-        self._when = when
-        if when == inf:
-            return
-        if when <= self._loop.time():
-            # call_soon, not call_at: everything that became readable in this turn is delivered first.
-            self._soon = True
-            self._loop.call_soon(self._ring)
-        else:
-            self._handle = self._loop.call_at(when, self._ring)
+        self.when = inf
 
     def _ring(self) -> None:
-        self._soon = False
         self._handle = None
-        self._when = inf
+        self.when = inf
         self._callback()
 
 
@@ -128,25 +137,30 @@ class EventWaiter:
 
 
 class AnyioAlarm:
-    """A task that sleeps until the time asked for, woken when that time moves."""
+    """A task that sleeps until the time asked for, woken when that moves closer."""
 
     def __init__(self, callback: Callable[[], None]) -> None:
         self._callback = callback
-        self._when = inf
         self._moved = anyio.Event()
+        self.when = inf
 
     def set(self, when: float) -> None:
-        """Ring at `when`; infinity means never."""
-        if when < self._when or (when == inf and self._when < inf):
-            self._when = when
+        """Ring at `when` at the latest; at or before now means on the next turn of the loop."""
+        if when < self.when:
+            self.when = when if when > anyio.current_time() else -inf
             self._moved.set()
+
+    def cancel(self) -> None:
+        """Do not ring."""
+        self.when = inf
+        self._moved.set()
 
     async def run(self) -> None:
         """Sleep and ring for ever; runs as a task of its own."""
         while True:
             self._moved = anyio.Event()
-            with anyio.CancelScope(deadline=self._when):
+            with anyio.CancelScope(deadline=self.when):
                 await self._moved.wait()
                 continue
-            self._when = inf
+            self.when = inf
             self._callback()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -110,21 +110,21 @@ class Batcher(Generic[T, R]):
         finally:
             # Callers may wait in tasks that nobody here will cancel: each of them gets an answer.
             self._apply(self._scheduler.abort(self._backend.now()))
-            self._alarm.set(math.inf)
+            self._alarm.cancel()
             self._tasks.cancel_scope.cancel()
             suppressed = await self._tasks.__aexit__(kind, error, traceback)
         return suppressed
 
     # ------------------------------------------------------------------ for callers
 
-    async def submit(self, value: T, *, priority: int = 3, timeout: float | None = None) -> R:
+    def submit(self, value: T, *, priority: int = 3, timeout: float | None = None) -> Coroutine[Any, Any, R]:
         """Queue one item and wait for its result; cancelling the wait takes the item out again.
 
         priority: 0 (first) to 7. timeout: seconds until `DeadlineExceeded`, queueing and running together.
         Raises a `TidegateError`: `Overloaded`, `Closed`, `HandlerError` with the handler's exception as its cause…
         """
-        result: R = await self.run(self.item(value, priority=priority, timeout=timeout))
-        return result
+        # No coroutine of its own: each one between the caller and the waiter is resumed once more per item.
+        return self.run(self.item(value, priority=priority, timeout=timeout))
 
     def item(self, value: T, *, priority: int = 3, timeout: float | None = None, nbytes: int = 0) -> Item:
         """An item for `run`, with its cost and group; raises what `cost` and `group_by` raise."""
@@ -146,7 +146,11 @@ class Batcher(Generic[T, R]):
         """`submit` for callers that want to see the item's times and batch size afterwards."""
         waiter = item.waiter = self._backend.waiter()
         self._recorder.submitted += 1
-        self._apply(self._scheduler.submit(item, self._backend.now()))
+        actions = self._scheduler.submit(item, self._backend.now())
+        if actions:
+            self._apply(actions)
+        elif self._scheduler.due or item.deadline < self._alarm.when:
+            self._alarm.set(self._scheduler.wake_at())
         try:
             outcome = await waiter
         except BaseException:
@@ -239,10 +243,10 @@ class Batcher(Generic[T, R]):
             if isinstance(action, Dispatch):
                 self._start(action)
             else:
-                self._recorder.settled(action)
-                waiter = action.item.waiter
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(action.outcome)
+                item, outcome = action
+                self._recorder.settled(item, outcome.error)
+                if item.waiter is not None and not item.waiter.done():
+                    item.waiter.set_result(outcome)
         self._alarm.set(self._scheduler.wake_at())
         if self._closing and self._scheduler.drained:
             self._drained.set()

@@ -18,6 +18,8 @@ _WARMUP_RUNS = 2  # kernels are compiled, memory pools grow: on GPUs the first t
 _DECAY = 0.98  # of every class's weight per batch
 _MEMORY = 10.0  # runs that a class remembers at most, so that the gain of a new one never falls below 0.1
 _BAND = 1.3  # beyond it is more than jitter: 1.15x at the 99th percentile where measured, hiccups 1.5x
+_YOUNG = 64  # batches during which the curve is drawn anew after each
+_REDRAW = 8  # batches after which it is later on
 _CONFIRMED = 5  # strays in a row on one side that make a change; random ones of a two-mode model rarely do
 
 
@@ -95,7 +97,7 @@ class ServiceTime:
     one line holds them. The table is read through pool-adjacent-violators (Ayer et al. 1955) and interpolation.
     """
 
-    __slots__ = ("_batch", "_classes", "_drawn", "_levels", "_rises", "_sizes", "_steepest", "_strays", "_table",
+    __slots__ = ("_batch", "_behind", "_classes", "_levels", "_rises", "_sizes", "_steepest", "_strays", "_table",
                  "_unit", "observations")  # fmt: skip
 
     def __init__(self) -> None:
@@ -106,7 +108,7 @@ class ServiceTime:
         self._classes: dict[int, _SizeClass] = {}
         self._table: list[_SizeClass] = []  # the same, by size
         self._strays = _Streak()  # of all classes together
-        self._drawn = True
+        self._behind = 0  # batches since the curve was drawn
         self._sizes: list[float] = [0.0]  # the curve: knots, their seconds, the slope from each to the next
         self._levels: list[float] = [0.0]
         self._rises: list[float] = [0.0]
@@ -118,7 +120,7 @@ class ServiceTime:
             return
         seconds = max(seconds, 1e-9)
         self._batch += 1
-        self._drawn = False
+        self._behind += 1
         one = self._class_of(int(size), seconds)
         one.runs += 1
         if one.runs <= _WARMUP_RUNS:
@@ -128,6 +130,7 @@ class ServiceTime:
         self._age()
         if one.runs == _WARMUP_RUNS + 1:
             one.settle(size, seconds, self._unit, self._batch)
+            self._behind = _REDRAW
             return
         ratio = one.follow(size, seconds, self._unit, self._batch)
         # either the whole model changed or only this size
@@ -137,7 +140,8 @@ class ServiceTime:
 
     def predict(self, size: float) -> float:
         """Expected seconds of a batch of `size`; non-decreasing in it, 0.0 while nothing is known."""
-        if not self._drawn:
+        # One batch in hundreds changes little, and drawing costs more than all else that is done per batch.
+        if self._behind and (self._behind >= _REDRAW or self.observations < _YOUNG):
             self._draw()
         size = min(size, _LARGEST) if size >= 1.0 else 1.0
         i = bisect_right(self._sizes, size) - 1
@@ -190,10 +194,11 @@ class ServiceTime:
                 one.agreed, one.agreed_seconds = self._batch, one.seconds
                 one.strays.count = 0
         self._strays.count = 0
+        self._behind = _REDRAW
 
     def _draw(self) -> None:
         """Pool adjacent violators, then prolong the curve at both ends."""
-        self._drawn = True
+        self._behind = 0
         points = [one for one in self._table if one.weight] or self._table
         blocks: list[tuple[float, float, int]] = []  # weight, mean seconds, classes
         for one in points:

@@ -32,9 +32,9 @@ class Expiry:
         if item.deadline < inf:
             heappush(self._heap, (item.deadline, item.sequence, item))
 
-    def forget(self) -> None:
-        """One armed item was settled, or its deadline no longer counts."""
-        self._dead += 1
+    def forget(self, items: int = 1) -> None:
+        """That many armed items were settled, or their deadlines no longer count."""
+        self._dead += items
         if self._dead > 64 and 2 * self._dead > len(self._heap):
             self._heap = [entry for entry in self._heap if _counts(entry)]
             heapify(self._heap)

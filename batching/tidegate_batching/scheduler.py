@@ -73,9 +73,10 @@ class Scheduler:
         self._max_cost = inf if policy.max_batch_cost is None else policy.max_batch_cost
         # A cost may be tokens or seconds of audio; the service time is learned over thousandths of a full batch.
         self._load_per_cost = None if policy.max_batch_cost is None else 1000 / policy.max_batch_cost
-        self._auto = policy.batch_timeout == "auto"
+        self._auto = policy.batch_timeout == "auto" and policy.max_batch_size > 1
         self._prefetching = 0  # slots that take a second batch
         self._decide_at = inf
+        self._refusing: Callable[[], TidegateError] | None = None  # what every new item is answered with
         self._closed = False
 
     @property
@@ -93,10 +94,17 @@ class Scheduler:
     def submit(self, item: Item, now: float) -> Sequence[Action]:
         """A new item has come: it waits, or is refused at once."""
         self._advance(now)
-        refusal = self._refusal(item)
-        if refusal is not None:
-            return [self._settle(item, error=refusal)]
         now = self._now
+        if (
+            self._refusing is not None
+            or self.waiting >= self.policy.max_queue_size
+            or not item.cost <= self._max_cost
+            or item.deadline <= now
+            or self._queued_bytes + item.nbytes > self.policy.max_queue_bytes
+        ):
+            refusal = self._refusal(item)
+            if refusal is not None:
+                return [self._settle(item, error=refusal)]
         self._sequence += 1
         item.sequence = self._sequence
         item.arrived_at = now
@@ -105,7 +113,10 @@ class Scheduler:
             self._linger.arrived(now, to_idle=not self.waiting and bool(self._idle))
         self._expiry.arm(item)
         self._enqueue(item)
-        if self._idle or self._prefetching:
+        if self._idle:
+            self.due = True
+            return self._go_if_full(item.group)
+        if self._prefetching:
             self.due = True
         return ()
 
@@ -146,6 +157,8 @@ class Scheduler:
         new = Slot(slot, prefetch, old.bound if old is not None else [])
         self._slots[slot] = new
         self._idle.append(new)
+        if not self._closed:
+            self._refusing = None
         self._prefetching += prefetch
         self.due = True
         return ()
@@ -176,7 +189,8 @@ class Scheduler:
             lost.bound = []
             lost.gone = True
             if all(other.gone for other in self._slots.values()):
-                actions += self._give_up(Unavailable("every worker of this handler has ended"))
+                actions += self._give_up(_unavailable())
+                self._refusing = self._refusing or _unavailable
         self.due = True
         return actions
 
@@ -203,7 +217,6 @@ class Scheduler:
             self._idle.append(done)
         else:
             done.current.started_at = max(self._now, done.current.started_at)
-        self.due = True
         if not isinstance(result, BaseException) and len(result) != len(flight.items):
             result = BatchSizeMismatch(len(flight.items), len(result))
         actions = (
@@ -211,8 +224,12 @@ class Scheduler:
             if isinstance(result, BaseException)
             else self._succeeded(flight, result)
         )
-        if self._auto and self.waiting:
-            self._linger.slot_freed(self._now)
+        if self.waiting:
+            self.due = True
+            if self._auto:
+                self._linger.slot_freed(self._now)
+            if len(self._lanes) == 1:
+                actions += self._go_if_full(next(iter(self._lanes)))
         return actions
 
     # ------------------------------------------------------------------ time
@@ -243,6 +260,7 @@ class Scheduler:
         """Take nothing new and wait for nobody: what is in will still run."""
         self._advance(now)
         self._closed = True
+        self._refusing = Closed
         self.due = True
         return ()
 
@@ -253,6 +271,11 @@ class Scheduler:
         return [*self._give_up(Closed()), *(self._settle(item, error=Closed()) for item in running)]
 
     # ------------------------------------------------------------------ how a batch is formed
+
+    def _go_if_full(self, group: Hashable) -> Sequence[Action]:
+        """Decide at once where waiting for the next turn could let nobody join."""
+        full = self._lanes[group].live >= self._memory.cap
+        return self.tick(self._now) if full and not self._sealed else ()
 
     def _dispatch_sealed(self, actions: list[Action]) -> None:
         """Retries go before fresh work, each in the company that it was sealed with."""
@@ -310,7 +333,7 @@ class Scheduler:
             # With several lanes an idle worker always has somebody else to serve.
             if len(self._lanes) > 1:
                 return Release.IDLE
-            until, reason = self._lingers(lane, limit), Release.IDLE
+            until, reason = self._lingers(lane), Release.IDLE
         elif timeout == 0:
             return Release.IDLE
         else:
@@ -327,10 +350,16 @@ class Scheduler:
         self._decide_at = min(self._decide_at, until)
         return None
 
-    def _lingers(self, lane: Lane, limit: int) -> float:
+    def _lingers(self, lane: Lane) -> float:
         ends = [slot.ends_at(self._service) for slot in self._slots.values() if slot.current is not None]
         return self._linger.hold(
-            lane.live, limit, len(self._idle), self._alive(), min(ends, default=inf), self._now, self._unit(lane)
+            lane.live,
+            self._memory.cap,  # the knee of what waits now does not bound what may come
+            len(self._idle),
+            self._alive(),
+            min(ends, default=inf),
+            self._now,
+            self._unit(lane),
         )
 
     def _prefetch(self, actions: list[Action]) -> None:
@@ -375,17 +404,25 @@ class Scheduler:
     # ------------------------------------------------------------------ how a batch ends
 
     def _succeeded(self, flight: Flight, outputs: Sequence[Any]) -> list[Action]:
-        # A stream runs for as long as its slowest reader; its seconds say nothing about the model.
-        if not flight.streamed():
-            self._service.observe(flight.load, self._now - flight.started_at)
         self._memory.succeeded(len(flight.items))
         actions: list[Action] = []
+        now, armed, streamed = self._now, 0, False
         for item, output in zip(flight.items, outputs, strict=True):
-            if item.state is State.RUNNING:
-                if isinstance(output, BaseException):
-                    actions.append(self._settle(item, error=from_foreign(output)))
-                else:
-                    actions.append(self._settle(item, value=output))
+            streamed = streamed or item.started
+            if item.state is not State.RUNNING:
+                continue
+            if isinstance(output, BaseException):
+                actions.append(self._settle(item, error=from_foreign(output)))
+                continue
+            # `_settle` for the one case that is hot.
+            item.state = State.SETTLED
+            item.settled_at = now
+            armed += item.deadline < inf
+            actions.append(Settle(item, Outcome(output)))
+        self._expiry.forget(armed)
+        # A stream runs for as long as its slowest reader; its seconds say nothing about the model.
+        if not streamed:
+            self._service.observe(flight.load, now - flight.started_at)
         if flight.group is not None:
             actions += self._carry_out(flight.group.isolation.succeeded(flight.group))
         return actions
@@ -443,8 +480,8 @@ class Scheduler:
 
     def _refusal(self, item: Item) -> TidegateError | None:
         policy = self.policy
-        if self._closed:
-            return Closed()
+        if self._refusing is not None:
+            return self._refusing()
         if not item.cost <= self._max_cost:
             return TooCostly(item.cost, self._max_cost)
         if item.deadline <= self._now:
@@ -455,8 +492,6 @@ class Scheduler:
             return Overloaded(
                 f"{self._queued_bytes} bytes are waiting already (max_queue_bytes={policy.max_queue_bytes})"
             )
-        if self._slots and all(slot.gone for slot in self._slots.values()):
-            return Unavailable("every worker of this handler has ended")
         return None
 
     def _enqueue(self, item: Item) -> None:
@@ -529,3 +564,7 @@ class Scheduler:
         size = len(items)
         load = size if self._load_per_cost is None else self._load(size, sum(item.cost for item in items))
         return self._service.predict(load) + self._preparation.predict(load)
+
+
+def _unavailable() -> TidegateError:
+    return Unavailable("every worker of this handler has ended")

@@ -26,10 +26,6 @@ class Flight:
         """The items whose callers still wait."""
         return [item for item in self.items if item.state is State.RUNNING]
 
-    def streamed(self) -> bool:
-        """Whether any item sent a chunk."""
-        return any(item.started for item in self.items)
-
 
 class Slot:
     """What runs in one slot. `bound` are retries that only this slot's replacement may run."""

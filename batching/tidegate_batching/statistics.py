@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tidegate_batching.item import Dispatch, Release, Settle
+from tidegate_batching.item import Dispatch, Item, Release
 
 __all__ = ["SECONDS_BOUNDS", "Histogram", "Statistics"]
 
@@ -62,56 +62,48 @@ class Statistics:
 class Recorder:
     """The mutable side: what the batcher counts as it goes."""
 
-    __slots__ = ("_batch_sizes", "_outcomes", "_queue", "_released", "_rerun", "_run", "submitted")
-
     def __init__(self) -> None:
         self.submitted = 0
-        self._outcomes: Counter[str] = Counter()
+        self._ok = 0
+        self._errors: Counter[str] = Counter()
         self._batch_sizes: Counter[int] = Counter()
         self._released: Counter[str] = Counter()
         self._rerun = 0
-        self._queue = _Buckets()
-        self._run = _Buckets()
+        self._queue_counts = [0] * (len(SECONDS_BOUNDS) + 1)
+        self._queue_sum = 0.0
+        self._run_counts = [0] * (len(SECONDS_BOUNDS) + 1)
+        self._run_sum = 0.0
 
-    def dispatched(self, action: Dispatch) -> None:
-        self._batch_sizes[len(action.items)] += 1
-        self._released[action.reason.value] += 1
-        if action.reason is Release.RETRY:
-            self._rerun += len(action.items)
+    def dispatched(self, dispatch: Dispatch) -> None:
+        """Count a batch."""
+        self._batch_sizes[len(dispatch.items)] += 1
+        self._released[dispatch.reason.value] += 1
+        if dispatch.reason is Release.RETRY:
+            self._rerun += len(dispatch.items)
 
-    def settled(self, action: Settle) -> None:
-        item, outcome = action
-        if outcome.error is None:
-            self._outcomes["ok"] += 1
-            self._queue.add(item.dispatched_at - item.arrived_at)
-            self._run.add(item.settled_at - item.dispatched_at)
-        else:
-            self._outcomes[getattr(outcome.error, "code", "internal-error")] += 1
+    def settled(self, item: Item, error: BaseException | None) -> None:
+        """Count an item."""
+        if error is not None:
+            self._errors[getattr(error, "code", "internal-error")] += 1
+            return
+        self._ok += 1
+        queued = item.dispatched_at - item.arrived_at
+        ran = item.settled_at - item.dispatched_at
+        self._queue_counts[bisect_left(SECONDS_BOUNDS, queued)] += 1
+        self._queue_sum += queued
+        self._run_counts[bisect_left(SECONDS_BOUNDS, ran)] += 1
+        self._run_sum += ran
 
     def snapshot(self, *, waiting: int, running: int) -> Statistics:
+        """Everything as it is now."""
         return Statistics(
             waiting,
             running,
             self.submitted,
-            dict(self._outcomes),
+            ({"ok": self._ok} if self._ok else {}) | self._errors,
             dict(self._batch_sizes),
             dict(self._released),
             self._rerun,
-            self._queue.frozen(),
-            self._run.frozen(),
+            Histogram(tuple(self._queue_counts), self._queue_sum),
+            Histogram(tuple(self._run_counts), self._run_sum),
         )
-
-
-class _Buckets:
-    __slots__ = ("_counts", "_sum")
-
-    def __init__(self) -> None:
-        self._counts = [0] * (len(SECONDS_BOUNDS) + 1)
-        self._sum = 0.0
-
-    def add(self, seconds: float) -> None:
-        self._counts[bisect_left(SECONDS_BOUNDS, seconds)] += 1
-        self._sum += seconds
-
-    def frozen(self) -> Histogram:
-        return Histogram(tuple(self._counts), self._sum)
