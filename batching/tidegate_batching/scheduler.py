@@ -15,6 +15,7 @@ What holds, whatever the handler, a worker or a caller does (tests/batching/test
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from itertools import islice
 from math import inf
 from typing import Any, Final
 
@@ -65,6 +66,7 @@ class Scheduler:
         self._slots: dict[int, Slot] = {}
         self._idle: list[Slot] = []
         self._sealed: list[Group[Item]] = []  # a stack, so that an isolation is finished before another is begun
+        self._groups = 0  # sealed groups that wait, in the stack or bound to a slot
         self._retrying: dict[Item, None] = {}  # all items in RETRY, those that wait for a sibling's result included
         self._service = ServiceTime()
         self._preparation = ServiceTime()
@@ -112,7 +114,13 @@ class Scheduler:
         if self._auto:
             self._linger.arrived(now, to_idle=not self.waiting and bool(self._idle))
         self._expiry.arm(item)
-        self._enqueue(item)
+        lane = self._lanes.get(item.group)
+        if lane is None:
+            lane = self._lanes[item.group] = Lane()
+        item.state = State.QUEUED
+        lane.add(item)
+        self.waiting += 1
+        self._queued_bytes += item.nbytes
         if self._idle:
             self.due = True
             return self._go_if_full(item.group)
@@ -186,6 +194,7 @@ class Scheduler:
         if not replaced:
             for isolation in dict.fromkeys(group.isolation for group in lost.bound):
                 actions += self._carry_out(isolation.abandoned(slot, error))
+            self._groups -= len(lost.bound)
             lost.bound = []
             lost.gone = True
             if all(other.gone for other in self._slots.values()):
@@ -240,9 +249,11 @@ class Scheduler:
         self.due = False
         self._decide_at = inf
         actions: list[Action] = []
-        for item in self._expiry.due(self._now):
-            actions.append(self._settle(item, error=DeadlineExceeded(), armed=False))
-        self._dispatch_sealed(actions)
+        if self._expiry.next() <= self._now:
+            for item in self._expiry.due(self._now):
+                actions.append(self._settle(item, error=DeadlineExceeded(), armed=False))
+        if self._groups:
+            self._dispatch_sealed(actions)
         while self._idle and self._lanes:
             if not self._dispatch_fresh(self._idle[-1], actions):
                 break
@@ -275,7 +286,7 @@ class Scheduler:
     def _go_if_full(self, group: Hashable) -> Sequence[Action]:
         """Decide at once where waiting for the next turn could let nobody join."""
         full = self._lanes[group].live >= self._memory.cap
-        return self.tick(self._now) if full and not self._sealed else ()
+        return self.tick(self._now) if full and not self._groups else ()
 
     def _dispatch_sealed(self, actions: list[Action]) -> None:
         """Retries go before fresh work, each in the company that it was sealed with."""
@@ -286,6 +297,7 @@ class Scheduler:
             self._send_sealed(self._sealed.pop(), self._idle[-1], actions)
 
     def _send_sealed(self, group: Group[Item], slot: Slot, actions: list[Action]) -> None:
+        self._groups -= 1
         group.members = [item for item in group.members if item.state is State.RETRY]
         if not group.members:
             actions += self._carry_out(group.isolation.succeeded(group))
@@ -305,11 +317,12 @@ class Scheduler:
         if best is None:
             return False
         lane, limit, reason = best
-        batch, shed = choose(
-            lane, limit, self._max_cost, self._now, self._seconds, self._service.optimistic(self._unit(lane))
-        )
-        for item in shed:
-            actions.append(self._settle(item, error=DeadlineExceeded()))
+        if self._max_cost == inf and self._now + MARGIN * self._seconds_of(limit) <= self._expiry.next():
+            batch = list(islice(lane, limit))  # no deadline at all is near
+        else:
+            soonest = self._service.optimistic(self._unit(lane))
+            batch, shed = choose(lane, limit, self._max_cost, self._now, self._seconds, soonest)
+            actions += [self._settle(item, error=DeadlineExceeded()) for item in shed]
         self._linger.released()
         self._send(batch, slot, reason, actions)
         if self._auto and self._idle and self._lanes:
@@ -468,6 +481,7 @@ class Scheduler:
             else:
                 self._slots[group.slot].bound.append(group)
         if verdict.run:
+            self._groups += len(verdict.run)
             self.due = True
         return [self._settle(item, error=error) for item, error in verdict.fail if item.state is not State.SETTLED]
 
@@ -493,15 +507,6 @@ class Scheduler:
                 f"{self._queued_bytes} bytes are waiting already (max_queue_bytes={policy.max_queue_bytes})"
             )
         return None
-
-    def _enqueue(self, item: Item) -> None:
-        lane = self._lanes.get(item.group)
-        if lane is None:
-            lane = self._lanes[item.group] = Lane()
-        item.state = State.QUEUED
-        lane.add(item)
-        self.waiting += 1
-        self._queued_bytes += item.nbytes
 
     def _put_back(self, items: list[Item]) -> None:
         """Running items wait again, each in its old place."""
@@ -562,8 +567,13 @@ class Scheduler:
 
     def _seconds(self, items: list[Item]) -> float:
         size = len(items)
-        load = size if self._load_per_cost is None else self._load(size, sum(item.cost for item in items))
-        return self._service.predict(load) + self._preparation.predict(load)
+        return self._seconds_of(
+            size if self._load_per_cost is None else self._load(size, sum(item.cost for item in items))
+        )
+
+    def _seconds_of(self, load: float) -> float:
+        seconds = self._service.predict(load)
+        return seconds + self._preparation.predict(load) if self._prefetching else seconds
 
 
 def _unavailable() -> TidegateError:
