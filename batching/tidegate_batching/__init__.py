@@ -12,15 +12,17 @@ from tidegate_batching.errors import (
     OutOfMemory,
     Overloaded,
     Refused,
+    SlowReader,
     TidegateError,
     TooCostly,
     Unavailable,
     WorkerDied,
 )
-from tidegate_batching.item import Action, Dispatch, Item, Outcome, Settle, State
+from tidegate_batching.item import Action, Dispatch, Item, Outcome, Release, Settle, State
 from tidegate_batching.policy import Policy
 from tidegate_batching.scheduler import Scheduler
 from tidegate_batching.statistics import Statistics
+from tidegate_batching.stream import Stream
 
 __all__ = [
     "Action",
@@ -40,10 +42,13 @@ __all__ = [
     "Overloaded",
     "Policy",
     "Refused",
+    "Release",
     "Scheduler",
     "Settle",
+    "SlowReader",
     "State",
     "Statistics",
+    "Stream",
     "TidegateError",
     "TooCostly",
     "Unavailable",

@@ -12,11 +12,12 @@ import anyio
 import anyio.abc
 
 from tidegate_batching.backend import Alarm, Backend, current_backend
-from tidegate_batching.errors import InvalidInput, TidegateError
-from tidegate_batching.item import Action, Dispatch, Item
+from tidegate_batching.errors import InvalidInput, TidegateError, from_foreign
+from tidegate_batching.item import Action, Dispatch, Item, Outcome
 from tidegate_batching.policy import Policy
 from tidegate_batching.scheduler import Scheduler
 from tidegate_batching.statistics import Recorder, Statistics
+from tidegate_batching.stream import Stream
 
 __all__ = ["Batch", "Batcher"]
 
@@ -45,6 +46,31 @@ class Batch:
     def prepared(self) -> None:
         """The batch is ready to run; said by workers that prepare one batch while another runs."""
         self._batcher._prepared(self)
+
+    def chunk(self, index: int, value: Any, nbytes: int = 64) -> bool:
+        """Send the next chunk of one item's stream; whether its reader keeps up.
+
+        nbytes: about what the chunk takes in memory. After False a worker either waits (`when_drained`) or ends the
+        item with `SlowReader`. Chunks for an item that has ended are dropped.
+        """
+        return self._batcher._chunk(self, self.items[index], value, nbytes)
+
+    def when_drained(self, index: int, callback: Callable[[], None]) -> None:
+        """Call back once when the item's reader has caught up, or is gone."""
+        waiter = self.items[index].waiter
+        if isinstance(waiter, Stream) and not waiter.done():
+            waiter.when_drained(callback)
+        else:
+            callback()
+
+    def finish(self, index: int, error: BaseException | None = None) -> None:
+        """One item's stream has ended, well or with an error, before the batch."""
+        self._batcher._finished(self, self.items[index], error)
+
+    @property
+    def abandoned(self) -> bool:
+        """Nobody waits for any of its items any more. May be read from any thread."""
+        return all(item.cancelled for item in self.items)
 
     def complete(self, result: Sequence[Any] | BaseException) -> None:
         """The batch ended: one output per item, an exception instance failing its item; or an exception for all.
@@ -164,6 +190,18 @@ class Batcher(Generic[T, R]):
             raise outcome.error.with_traceback(None)
         return outcome.value
 
+    def stream(self, item: Item) -> Stream[Any]:
+        """Queue an item whose handler sends chunks, and read them as they come."""
+
+        def cancel() -> None:
+            self._apply(self._scheduler.cancel(item, self._backend.now()))
+
+        stream: Stream[Any] = Stream(self._backend, cancel)
+        item.waiter = stream
+        self._recorder.submitted += 1
+        self._apply(self._scheduler.submit(item, self._backend.now()))
+        return stream
+
     def statistics(self) -> Statistics:
         """A frozen snapshot of counters, sizes and times."""
         return self._recorder.snapshot(waiting=self._scheduler.waiting, running=self._scheduler.running)
@@ -225,6 +263,20 @@ class Batcher(Generic[T, R]):
     def _prepared(self, batch: Batch) -> None:
         if batch in self._flights[batch.slot]:
             self._apply(self._scheduler.prepared(batch.slot, self._backend.now()))
+
+    def _chunk(self, batch: Batch, item: Item, value: Any, nbytes: int) -> bool:
+        stream = item.waiter
+        if batch not in self._flights[batch.slot] or item.cancelled or not isinstance(stream, Stream):
+            return True
+        if not item.started:
+            self._scheduler.started(item, self._backend.now())
+        stream.push(value, nbytes)
+        return not stream.full
+
+    def _finished(self, batch: Batch, item: Item, error: BaseException | None) -> None:
+        if batch in self._flights[batch.slot]:
+            outcome = Outcome(error=None if error is None else from_foreign(error))
+            self._apply(self._scheduler.finish(item, outcome, self._backend.now()))
 
     def _completed(self, batch: Batch, result: Sequence[Any] | BaseException) -> None:
         flights = self._flights[batch.slot]

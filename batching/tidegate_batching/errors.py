@@ -8,6 +8,7 @@ TidegateError
 │   ├── Overloaded              429  the queue is full
 │   ├── Unavailable             503  no worker is alive
 │   └── Closed                  503  the service is draining
+├── SlowReader                  408  a stream's reader fell behind by more than is kept for it
 ├── DeadlineExceeded            504  no answer in time
 ├── Cancelled                   499  the caller went away
 ├── HandlerError                500  the handler raised something of its own
@@ -35,6 +36,7 @@ __all__ = [
     "OutOfMemory",
     "Overloaded",
     "Refused",
+    "SlowReader",
     "TidegateError",
     "TooCostly",
     "Unavailable",
@@ -118,6 +120,13 @@ class Closed(Refused):
     """The service is shutting down."""
 
     code = "closed"
+
+
+class SlowReader(TidegateError):
+    """The stream was not read fast enough."""
+
+    code = "slow-reader"
+    status = 408
 
 
 class DeadlineExceeded(TidegateError):
