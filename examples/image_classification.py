@@ -53,7 +53,7 @@ class Net(nn.Module):
 
 
 def train() -> Net:
-    """Fit the network to the training images; about three seconds on two cores."""
+    """Fit the network to the training images; about three seconds on one core."""
     torch.manual_seed(0)
     train_x, _, train_y, _ = digits()
     images, labels = torch.from_numpy(train_x), torch.from_numpy(train_y)
@@ -75,6 +75,8 @@ def train() -> Net:
 
 def load_model(device: str) -> Net:
     """Train on the first start, read the file on every later one."""
+    # The network is too small to gain from a second thread, and on a busy machine two would wait for each other.
+    torch.set_num_threads(1)
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "tidegate-examples"
     file = folder / "digits.pt"
     net = Net()

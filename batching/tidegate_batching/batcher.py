@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -37,6 +37,13 @@ class Batch:
         self._batcher = batcher
         self.slot = slot
         self.items = items
+
+    @classmethod
+    def of(cls, values: Iterable[Any]) -> Self:
+        """A batch of no batcher, for warming up and for tests; reports on it go nowhere."""
+        batch = cls.__new__(cls)
+        batch.items = [Item(value) for value in values]
+        return batch
 
     @property
     def values(self) -> list[Any]:
@@ -129,7 +136,7 @@ class Batcher(Generic[T, R]):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         try:
             if kind is None:
                 await self.drain()
@@ -138,8 +145,8 @@ class Batcher(Generic[T, R]):
             self._apply(self._scheduler.abort(self._backend.now()))
             self._alarm.cancel()
             self._tasks.cancel_scope.cancel()
-            suppressed = await self._tasks.__aexit__(kind, error, traceback)
-        return suppressed
+            # The body's exception passes by the task group, which would wrap it.
+            await self._tasks.__aexit__(None, None, None)
 
     # ------------------------------------------------------------------ for callers
 

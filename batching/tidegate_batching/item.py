@@ -50,7 +50,7 @@ class Item:
     against max_batch_cost. nbytes: counts against max_queue_bytes. group: only items of an equal group share a batch.
 
     `arrived_at`, `dispatched_at` and `settled_at` are on the same clock, 0.0 until then; `batch_size` is that of the
-    last batch it ran in. `waiter` belongs to the shell; the scheduler never looks at it.
+    last batch it ran in. `waiter` belongs to the shell, `info` to whoever made the item; the scheduler looks at neither.
     """
 
     __slots__ = (
@@ -60,6 +60,7 @@ class Item:
         "deadline",
         "dispatched_at",
         "group",
+        "info",
         "key",
         "nbytes",
         "priority",
@@ -96,6 +97,7 @@ class Item:
         self.settled_at = 0.0
         self.key: tuple[int, float, int] = (priority, deadline, 0)
         self.waiter: Any = None
+        self.info: Any = None
 
     def __repr__(self) -> str:
         return f"<Item {self.sequence} {self.state.value} key={self.key}>"

@@ -3,8 +3,11 @@
 from tidegate.app import App, run
 from tidegate.array import Array
 from tidegate.codec import EncodeError, MalformedBody
+from tidegate.context import current_batch
 from tidegate.decorator import serve
 from tidegate.handler import Handler
+from tidegate.local import LocalClient
+from tidegate.sentinels import END, SKIP
 from tidegate.service import SetupFailed
 from tidegate.version import __version__
 from tidegate_batching import (
@@ -18,6 +21,7 @@ from tidegate_batching import (
     OutOfMemory,
     Overloaded,
     Refused,
+    SlowReader,
     Statistics,
     TidegateError,
     TooCostly,
@@ -26,6 +30,8 @@ from tidegate_batching import (
 )
 
 __all__ = [
+    "END",
+    "SKIP",
     "App",
     "Array",
     "BatchSizeMismatch",
@@ -37,17 +43,20 @@ __all__ = [
     "Handler",
     "HandlerError",
     "InvalidInput",
+    "LocalClient",
     "MalformedBody",
     "OutOfMemory",
     "Overloaded",
     "Refused",
     "SetupFailed",
+    "SlowReader",
     "Statistics",
     "TidegateError",
     "TooCostly",
     "Unavailable",
     "WorkerDied",
     "__version__",
+    "current_batch",
     "run",
     "serve",
 ]

@@ -8,10 +8,12 @@ from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
-from tidegate.handler import RESERVED, Handler
+from tidegate.context import RequestInfo
+from tidegate.handler import Handler, handler_of
+from tidegate.options import RESERVED
 from tidegate.service import Answer, Service
 from tidegate.transport import Transport, load_transport
-from tidegate_batching import Statistics
+from tidegate_batching import Statistics, Stream
 
 __all__ = ["App", "run"]
 
@@ -38,8 +40,10 @@ class App:
         42
     """
 
-    def __init__(self, *handlers: Handler[..., Any], **doors: str) -> None:
-        self.handlers = _by_name(handlers)
+    def __init__(self, *handlers: Handler[..., Any] | type, **doors: str) -> None:
+        self.handlers = _by_name([handler_of(handler) for handler in handlers])
+        for handler in self.handlers.values():
+            handler.freeze()
         # Loading finds a missing transport now and not after a minute of setup.
         self.transports: list[Transport] = [load_transport(name)(address) for name, address in doors.items()]
         self._services: dict[str, Service] = {}
@@ -59,20 +63,52 @@ class App:
     ) -> bool | None:
         return await self._stack.__aexit__(kind, error, traceback)
 
-    async def call(self, name: str, value: Any, *, priority: int = 3) -> Any:
-        """One item through the handler's batcher; raises `TidegateError`, KeyError for an unknown name."""
-        return (await self.answer(name, value, priority=priority)).value
+    async def call(self, name: str, value: Any, *, priority: int = 3, timeout: float | None = None) -> Any:
+        """One input through the handler's batcher to its output.
 
-    async def answer(self, name: str, value: Any, *, priority: int = 3) -> Answer:
+        priority: 0 (first) to 7. timeout: seconds, at most the handler's own.
+        Raises `TidegateError`, KeyError for an unknown name, TypeError for a handler that streams.
+        """
+        return (await self.answer(name, value, priority=priority, timeout=timeout)).value
+
+    async def answer(
+        self,
+        name: str,
+        value: Any,
+        *,
+        priority: int = 3,
+        timeout: float | None = None,
+        info: RequestInfo | None = None,
+    ) -> Answer:
         """`call` with the times and the batch size beside the value, for doors that show them."""
-        return await self._services[name].answer(value, priority=priority)
+        return await self._services[name].answer(value, priority=priority, timeout=timeout, info=info)
+
+    def stream(
+        self,
+        name: str,
+        value: Any,
+        *,
+        priority: int = 3,
+        timeout: float | None = None,
+        info: RequestInfo | None = None,
+    ) -> Stream[Any]:
+        """One input to its chunks as they come; `timeout` counts until the first. Close it when you stop reading."""
+        return self._services[name].stream(value, priority=priority, timeout=timeout, info=info)
+
+    async def patient_call(self, name: str, value: Any) -> Any:
+        """`call` without a deadline, that waits where `call` would be refused: for jobs, not for people."""
+        return await self._services[name].patient_call(value)
+
+    def window(self, name: str) -> int:
+        """How many inputs a job should keep under way to keep this handler's workers busy."""
+        return self._services[name].window
 
     def statistics(self) -> dict[str, Statistics]:
         """A snapshot per handler."""
         return {name: service.statistics() for name, service in self._services.items()}
 
 
-def run(*handlers: Handler[..., Any], **doors: str) -> None:
+def run(*handlers: Handler[..., Any] | type, **doors: str) -> None:
     """Serve until interrupted, at http://127.0.0.1:8000 unless doors are given; `App` is the same inside a loop.
 
     Example, in a script:
@@ -89,16 +125,23 @@ def run(*handlers: Handler[..., Any], **doors: str) -> None:
         return
 
 
-def _by_name(handlers: Sequence[Any]) -> dict[str, Handler[..., Any]]:
+def _by_name(handlers: Sequence[Handler[..., Any]]) -> dict[str, Handler[..., Any]]:
     if not handlers:
         raise ValueError("an App needs at least one handler: App(square)")
     found: dict[str, Handler[..., Any]] = {}
+    paths: dict[str, str] = {}
     for handler in handlers:
-        if not isinstance(handler, Handler):
-            raise TypeError(f"{handler!r} is no handler: decorate it with @serve")
-        if handler.name in RESERVED:
-            raise ValueError(f"a handler cannot be called {handler.name!r}, which the doors answer: give name=")
+        path = handler.options.path
+        if handler.name in RESERVED or path[1:] in RESERVED:
+            raise ValueError(
+                f"handler {handler.name!r} at {path}: the doors answer that themselves; give another name="
+            )
+        if path == "/predict" and len(handlers) > 1:
+            raise ValueError(f"handler {handler.name!r} at /predict: only an app's one handler answers there")
         if handler.name in found:
             raise ValueError(f"two handlers are called {handler.name!r}: give one of them another name=")
+        if path in paths:
+            raise ValueError(f"handlers {paths[path]!r} and {handler.name!r} both answer at {path}: give another path=")
         found[handler.name] = handler
+        paths[path] = handler.name
     return found

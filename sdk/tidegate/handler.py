@@ -1,4 +1,4 @@
-"""A handler: the user's function with its options and hooks, frozen."""
+"""A handler: the user's function or class with its options and hooks."""
 
 from __future__ import annotations
 
@@ -6,136 +6,288 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, ParamSpec, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from tidegate.codec import Codec
 from tidegate.collate import group_of
-from tidegate_batching import Policy
+from tidegate.options import HOOKS, Options
 
-__all__ = ["Handler", "Options"]
+__all__ = ["Handler", "handler_of"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
-# A path segment of its own, and not one that the doors answer themselves.
-RESERVED = frozenset({"docs", "health", "healthz", "info", "livez", "metrics", "openapi.json", "predict", "readyz"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What `serve` was told; see its docstring for the meaning of each."""
-
-    name: str
-    max_batch_size: int | None = None
-    batch_timeout: float | Literal["auto"] = "auto"
-    batch_dim: int | tuple[int, int] = 0
-    batch: Callable[..., Any] | None = None
-    unbatch: Callable[..., Any] | None = None
-    setup: Callable[[str], Any] | None = None
-    max_queue_size: int | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str):
-            raise TypeError(f"name={self.name!r}: give a text: it becomes the path /name")
-        if not self.name or not self.name.replace("_", "").replace("-", "").isalnum() or not self.name.isascii():
-            raise ValueError(f"name={self.name!r}: use letters, digits, '-' and '_': it becomes the path /{self.name}")
-        for hook in ("batch", "unbatch", "setup"):
-            value = getattr(self, hook)
-            if value is not None and not callable(value):
-                raise TypeError(f"{hook}={value!r}: give a callable")
-            if value is not None and hook != "setup" and self.max_batch_size is None:
-                raise ValueError(f"{hook}=… needs a batch: give max_batch_size=, or take {hook}= away")
-        dims = self.batch_dim if isinstance(self.batch_dim, tuple) else (self.batch_dim, self.batch_dim)
-        if len(dims) != 2 or any(isinstance(dim, bool) or not isinstance(dim, int) for dim in dims):
-            raise TypeError(f"batch_dim={self.batch_dim!r}: give an axis, or (axis of the input, axis of the output)")
-        self.policy()
-
-    @property
-    def dims(self) -> tuple[int, int]:
-        """The axes on which inputs are stacked and outputs split."""
-        return self.batch_dim if isinstance(self.batch_dim, tuple) else (self.batch_dim, self.batch_dim)
-
-    def policy(self, workers: int = 1) -> Policy:
-        """The core's limits for this handler; raises what Policy raises."""
-        size = 1 if self.max_batch_size is None else self.max_batch_size
-        limits = Policy(max_batch_size=size, batch_timeout=self.batch_timeout)
-        queue = max(1024, 4 * workers * size) if self.max_queue_size == "auto" else self.max_queue_size
-        return replace(limits, max_queue_size=queue)
+_MARK = "__tidegate_handler__"
+_LISTS = (list, Sequence)
 
 
 class Handler(Generic[P, R]):
     """A served function. Calling it calls the function itself; no server, no batching.
+
+    Hooks can be attached until an App is built from it; each attaching method returns its hook unchanged.
 
     Example:
         >>> from tidegate import serve
         >>> @serve(max_batch_size=4)
         ... def double(x: list[int]) -> list[int]:
         ...     return [2 * n for n in x]
-        >>> double([1, 2])
-        [2, 4]
-        >>> double.name
-        'double'
+        >>> @double.decode_request
+        ... def from_text(body: str) -> int:
+        ...     return int(body)
+        >>> double([1, 2]), from_text("3"), double.name
+        ([2, 4], 3, 'double')
     """
 
-    def __init__(self, function: Callable[P, R], options: Options) -> None:
-        functools.update_wrapper(self, function)
-        self.function = function
-        self.options = options
-        self.name = options.name
-        self.codec = Codec(_item_type(function, options))
-        self._groups_by_shape = options.max_batch_size is not None and options.batch is None
+    def __init__(self, target: Callable[P, R], options: Options) -> None:
+        self.target = target
+        self._options = options
+        self._frozen = False
+        self._codec: Codec | None = None
+        if inspect.isclass(target):
+            self._options = replace(options, **_class_hooks(target, options))
+        else:
+            functools.update_wrapper(self, target)
+        self._check()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.function(*args, **kwargs)
+        return self.target(*args, **kwargs)
 
     def __repr__(self) -> str:
         return f"<Handler {self.name}>"
 
+    # ------------------------------------------------------------------ hooks
+
+    def decode_request(self, hook: F) -> F:
+        """Attach `decode_request(body) -> item`; its parameter's annotation says what the body is."""
+        return self._attach("decode_request", hook)
+
+    def batch(self, hook: F) -> F:
+        """Attach `batch(items) -> batch`."""
+        return self._attach("batch", hook)
+
+    def unbatch(self, hook: F) -> F:
+        """Attach `unbatch(output) -> outputs`, one per item."""
+        return self._attach("unbatch", hook)
+
+    def encode_response(self, hook: F) -> F:
+        """Attach `encode_response(output) -> value`."""
+        return self._attach("encode_response", hook)
+
+    def _attach(self, name: str, hook: F) -> F:
+        if self._frozen:
+            raise RuntimeError(f"{self.name} is being served: attach {name} before its App is built")
+        if getattr(self._options, name) is not None:
+            raise ValueError(f"{self.name} has a {name} already: give one, as an argument or attached")
+        attached: dict[str, Any] = {name: hook}
+        options = replace(self._options, **attached)
+        _parameters(name, hook, options, bound=False)
+        self._options = options
+        return hook
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def options(self) -> Options:
+        """Everything `serve` was told, hooks included."""
+        return self._options
+
+    @property
+    def name(self) -> str:
+        """How it is addressed."""
+        return self._options.name
+
     @property
     def batched(self) -> bool:
         """Whether the function takes a batch."""
-        return self.options.max_batch_size is not None
+        return self._options.max_batch_size is not None
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function itself; for a class its unbound `predict`."""
+        target: Any = self.target
+        function: Callable[..., Any] = target.predict if self.is_class else target
+        return function
+
+    @property
+    def is_class(self) -> bool:
+        """Whether workers make an instance of `target`."""
+        return inspect.isclass(self.target)
+
+    @property
+    def streams(self) -> bool:
+        """Whether the function is a generator, plain or async."""
+        return inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether the function or one of its hooks is `async def`."""
+        hooks = [self.function, *(getattr(self._options, name) for name in HOOKS)]
+        return any(inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook) for hook in hooks)
+
+    @property
+    def concurrency(self) -> int:
+        """Batches in flight per worker."""
+        if self._options.concurrency is not None:
+            return self._options.concurrency
+        return 100 if not self.batched and inspect.iscoroutinefunction(self.function) else 1
+
+    @property
+    def codec(self) -> Codec:
+        """How its inputs are read and its outputs written."""
+        if self._codec is None or not self._frozen:
+            self._codec = Codec(self._item_annotation())
+        return self._codec
+
+    def freeze(self) -> None:
+        """Check the whole and accept no more hooks; raises TypeError or ValueError."""
+        self._check()
+        self._codec = self.codec
+        self._frozen = True
 
     def group(self, value: Any) -> Hashable:
         """Which items may share a batch with this one."""
-        return group_of(value) if self._groups_by_shape else None
+        options = self._options
+        if options.group_by is not None:
+            return options.group_by(value)
+        # Behind decode_request the value is not yet what is stacked: the worker groups by shape then.
+        by_shape = self.batched and options.batch is None and options.decode_request is None
+        return group_of(value) if by_shape else None
+
+    # ------------------------------------------------------------------ checks
+
+    def _check(self) -> None:
+        options = self._options
+        data = self._data_parameter(self.function, "function")
+        if options.concurrency is not None and options.concurrency > 1 and not self.is_async:
+            raise ValueError(
+                f"concurrency={options.concurrency} needs `async def {self.name}`: "
+                "a plain function runs one batch at a time; use workers_per_device= for more"
+            )
+        if self.streams and options.max_run_time is not None:
+            raise ValueError(
+                f"max_run_time={options.max_run_time} with a generator: a stream runs as long as it is read; "
+                "take max_run_time= away"
+            )
+        if inspect.isgeneratorfunction(options.encode_response) or inspect.isasyncgenfunction(options.encode_response):
+            raise TypeError(f"{self.name}: encode_response is called once per chunk; write it without yield")
+        for name in HOOKS:
+            hook = getattr(options, name)
+            if hook is not None:
+                _parameters(name, hook, options, bound=self.is_class)
+        if not self.batched:
+            annotation = _hints(self.function).get(data.name)
+            if typing.get_origin(annotation) is list and options.unbatch is not None:
+                raise ValueError(f"{self.name}: unbatch= needs max_batch_size=")
+
+    def _data_parameter(self, function: Callable[..., Any], role: str) -> inspect.Parameter:
+        return _parameters(role, function, self._options, bound=self.is_class)[-1]
+
+    def _item_annotation(self) -> Any:
+        """The annotation of what the door decodes: one item, or what decode_request takes."""
+        options = self._options
+        empty = inspect.Parameter.empty
+        if options.decode_request is not None:
+            parameter = _parameters("decode_request", options.decode_request, options, bound=self.is_class)[-1]
+            return _hints(options.decode_request).get(parameter.name, empty)
+        annotation = _hints(self.function).get(self._data_parameter(self.function, "function").name, empty)
+        if not self.batched:
+            return annotation
+        if options.batch is not None:
+            # The items are what the batch hook takes. Where that is not annotated, the function may still take a list
+            # of them; any other batch says nothing about an item.
+            parameter = _parameters("batch", options.batch, options, bound=self.is_class)[-1]
+            listed = _hints(options.batch).get(parameter.name, empty)
+            annotation = next((one for one in (listed, annotation) if typing.get_origin(one) in _LISTS), empty)
+        if typing.get_origin(annotation) in _LISTS:
+            return typing.get_args(annotation)[0]
+        return empty if annotation is list else annotation
 
 
-def _item_type(function: Callable[..., Any], options: Options) -> Any:
-    """The annotation of one item; checks the function's shape on the way."""
-    parameters = _required(function)
-    # With setup the state comes first, then the data.
-    wanted = 2 if options.setup else 1
-    if len(parameters) != wanted:
-        takes = "(state, data)" if options.setup else "(data)"
-        what = "a batch" if options.max_batch_size is not None else "one item"
-        raise TypeError(
-            f"{options.name}() takes {len(parameters)} arguments without a default: a handler takes {takes}, "
-            f"where data is {what}; pack several inputs into one tuple, dict or Struct"
-        )
+def handler_of(thing: object) -> Handler[..., Any]:
+    """The handler that `serve` made of a function or class; TypeError for anything else."""
+    if isinstance(thing, Handler):
+        return thing
+    # Looked up on the class itself: a subclass is not served because its base is.
+    handler = vars(thing).get(_MARK) if inspect.isclass(thing) else None
+    if not isinstance(handler, Handler):
+        raise TypeError(f"{thing!r} is no handler: decorate it with @serve")
+    return handler
+
+
+def mark_class(cls: type, options: Options) -> None:
+    """Record a class as a handler."""
+    setattr(cls, _MARK, Handler(cls, options))
+
+
+def _class_hooks(cls: type, options: Options) -> dict[str, Any]:
+    if not callable(getattr(cls, "predict", None)):
+        raise TypeError(f"class {cls.__name__} needs a predict method: def predict(self, batch)")
+    hooks = {}
+    for name in HOOKS:
+        if getattr(options, name) is not None:
+            raise ValueError(f"{name}=… with a class: define it as a method of {cls.__name__}")
+        if callable(getattr(cls, name, None)):
+            hooks[name] = getattr(cls, name)
+    if options.max_batch_size is None and "unbatch" in hooks and "batch" in hooks:
+        # LitServe's base class has both; without a batch they are simply not called.
+        hooks = {name: hook for name, hook in hooks.items() if name not in ("batch", "unbatch")}
+    return hooks
+
+
+def _parameters(role: str, hook: Callable[..., Any], options: Options, *, bound: bool) -> list[inspect.Parameter]:
+    """The parameters that a worker fills, `self` and `context` left out; TypeError when their number is wrong."""
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError) as error:
+        every = list(inspect.signature(hook).parameters.values())
+    except ValueError:  # some builtins say nothing about themselves
+        return [inspect.Parameter("data", inspect.Parameter.POSITIONAL_ONLY)]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [p for p in every if p.kind in kinds][bound:]
+    required = [p for p in positional if p.default is inspect.Parameter.empty and p.name != "context"]
+    with_state = options.setup is not None and not bound and role != "setup"
+    if role == "function":
+        least = most = 2 if with_state else 1
+    elif role == "teardown":
+        least, most = 0, int(with_state)
+    else:
+        least, most = 1, 2 if with_state else 1
+        if not required:
+            # `f(x=None)`, `f(*items)` and many a library's function take one argument all the same.
+            return positional[:1] or [inspect.Parameter("data", inspect.Parameter.POSITIONAL_ONLY)]
+    by_keyword = [p for p in every if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name != "context"]
+    if not least <= len(required) <= most or by_keyword:
+        raise TypeError(_wrong_arity(role, len(required) + len(by_keyword), options, with_state))
+    return required
+
+
+def _wrong_arity(role: str, got: int, options: Options, with_state: bool) -> str:
+    data = {
+        "setup": "the device",
+        "decode_request": "the body",
+        "batch": "the list of items",
+        "unbatch": "the function's output",
+        "encode_response": "one output",
+        "teardown": "the state",
+        "function": "a batch" if options.max_batch_size is not None else "one item",
+    }[role]
+    taken = "(state, data)" if with_state and role != "teardown" else "(data)"
+    if role == "function":
+        return (
+            f"{options.name}() takes {got} arguments without a default: a handler takes {taken}, "
+            f"where data is {data}; pack several inputs into one tuple, dict or Struct"
+        )
+    return f"{options.name}: {role} takes {got} arguments without a default: it gets {taken}, where data is {data}"
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    target = inspect.unwrap(function) if not inspect.isclass(function) else function
+    if not hasattr(target, "__annotations__"):
+        return {}
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except NameError as error:
         raise TypeError(
-            f"the annotations of {options.name}() cannot be read: {error}; decorate a plain function whose "
-            "annotations are names of its module"
-        ) from error
-    annotation = hints.get(parameters[-1].name, inspect.Parameter.empty)
-    if options.max_batch_size is None:
-        return annotation
-    if typing.get_origin(annotation) in (list, Sequence):
-        return typing.get_args(annotation)[0]
-    if annotation is list:
-        return inspect.Parameter.empty
-    # A custom batch= may build anything, so the annotation then says nothing about an item.
-    return inspect.Parameter.empty if options.batch is not None else annotation
-
-
-def _required(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [
-        parameter
-        for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind not in variable and parameter.default is inspect.Parameter.empty
-    ]
+            f"{getattr(function, '__name__', function)!s}(): an annotation names something unknown here ({error}); "
+            "define or import it at the top of the module"
+        ) from None

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import traceback as tracebacks
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from tidegate.context import RequestInfo
 from tidegate.devices import default_device
 from tidegate.handler import Handler
 from tidegate.workers.thread import ThreadWorker
-from tidegate_batching import Batcher, Item, Statistics
+from tidegate_batching import Batcher, Item, Overloaded, Statistics, Stream
+
+log = logging.getLogger("tidegate.service")
+
+DRAIN_TIMEOUT = 20.0
+"""Seconds that requests in flight, and then a worker, may take to end when a service is left."""
 
 __all__ = ["Answer", "Service", "SetupFailed"]
 
@@ -38,38 +46,104 @@ class Service:
 
     def __init__(self, handler: Handler[..., Any]) -> None:
         self._handler = handler
-        self._batcher: Batcher[Any, Any] = Batcher(handler.options.policy())
+        options = handler.options
+        if options.worker == "process":
+            raise ValueError(f"handler {handler.name!r}: worker='process' is not available yet; use 'thread'")
+        self._workers = options.workers_per_device
+        self._batcher: Batcher[Any, Any] = Batcher(
+            options.policy(self._workers * handler.concurrency), cost=options.cost, group_by=handler.group
+        )
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            worker = ThreadWorker(self._handler, default_device())
-            try:
-                await worker.start()
-            except Exception as error:
-                raise SetupFailed(self._handler.name, error) from error
-            # Left in reverse: the batcher drains through the worker, then the worker stops.
-            stack.push_async_callback(worker.stop)
-            await self._batcher.__aenter__()
-            # Left without the error, if there is one: the callers that wait elsewhere are still answered.
-            stack.push_async_callback(self._batcher.__aexit__, None, None, None)
-            self._batcher.add_slot(worker.run)
+            workers = [ThreadWorker(self._handler, default_device()) for _ in range(self._workers)]
+            for worker in workers:
+                # Left in reverse: the batcher drains through the workers, then they stop.
+                stack.push_async_callback(self._stop, worker)
+            failures = await asyncio.gather(*(worker.start() for worker in workers), return_exceptions=True)
+            for failure in failures:
+                if isinstance(failure, BaseException):
+                    raise SetupFailed(self._handler.name, failure) from failure
+            await stack.enter_async_context(self._batcher)
+            for worker in workers:
+                for _ in range(worker.slots):
+                    self._batcher.add_slot(worker.run, prefetch=worker.prefetch)
             self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        if kind is None or issubclass(kind, Exception):
+            await self._batcher.drain(DRAIN_TIMEOUT)
         return await self._stack.__aexit__(kind, error, traceback)
 
-    async def answer(self, value: Any, *, priority: int = 3) -> Answer:
-        """One item in, its output and times out."""
-        item = Item(value, priority=priority, group=self._handler.group(value))
+    async def _stop(self, worker: ThreadWorker) -> None:
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT):
+                await worker.stop()
+        except TimeoutError:
+            log.error(
+                "a worker of handler %s still runs after %g s and is left behind", self._handler.name, DRAIN_TIMEOUT
+            )
+
+    async def answer(
+        self, value: Any, *, priority: int = 3, timeout: float | None = None, info: RequestInfo | None = None
+    ) -> Answer:
+        """One input in, its output and times out."""
+        if self._handler.streams:
+            raise TypeError(f"handler {self._handler.name!r} streams: read it with stream(), not call()")
+        item = self._item(value, priority, timeout, info)
         output = await self._batcher.run(item)
         return Answer(
             output, item.dispatched_at - item.arrived_at, item.settled_at - item.dispatched_at, item.batch_size
         )
 
+    async def patient_call(self, value: Any) -> Any:
+        """One input in, its output out, without a deadline and without being refused for a full queue."""
+        while True:
+            item = self._item(value, 3, None, None, patient=True)
+            try:
+                return await self._batcher.run(item)
+            except Overloaded:
+                if item.sequence:  # it was let in: the handler itself said so
+                    raise
+            await asyncio.sleep(0.005)
+
+    @property
+    def window(self) -> int:
+        """Twice what all slots together take, so that the next batches are full while these run."""
+        policy = self._batcher.policy
+        slots = self._workers * self._handler.concurrency
+        return min(max(16, 2 * slots * policy.max_batch_size + policy.max_batch_size), policy.max_queue_size)
+
+    def stream(
+        self, value: Any, *, priority: int = 3, timeout: float | None = None, info: RequestInfo | None = None
+    ) -> Stream[Any]:
+        """One input in, its chunks out."""
+        if not self._handler.streams:
+            raise TypeError(f"handler {self._handler.name!r} gives one output: use call(), not stream()")
+        return self._batcher.stream(self._item(value, priority, timeout, info))
+
     def statistics(self) -> Statistics:
         """The batcher's snapshot."""
         return self._batcher.statistics()
+
+    def _item(
+        self, value: Any, priority: int, timeout: float | None, info: RequestInfo | None, *, patient: bool = False
+    ) -> Item:
+        own = None if patient else self._handler.options.timeout
+        # A caller can ask for less than the handler allows, not for more.
+        limit = own if timeout is None else timeout if own is None else min(own, timeout)
+        item = self._batcher.item(value, priority=priority, timeout=limit, nbytes=_nbytes(value))
+        item.info = info
+        return item
+
+
+def _nbytes(value: Any) -> int:
+    """What an input's buffers take; small things count for little and are not looked into."""
+    size = getattr(value, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    return len(value) if isinstance(value, (bytes, str)) else 64

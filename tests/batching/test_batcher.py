@@ -381,14 +381,13 @@ async def test_cancelling_the_drain_answers_everybody_who_still_waits() -> None:
 async def test_an_exception_in_the_body_answers_everybody_who_still_waits() -> None:
     worker = Worker()
     async with anyio.create_task_group() as tasks:
-        with pytest.raises(ExceptionGroup) as caught:
+        with pytest.raises(RuntimeError, match="the service broke"):
             async with Batcher[int, int](Policy()) as batcher:
                 batcher.add_slot(worker.start)
                 callers = Callers(tasks, batcher)
                 callers.submit(1)
                 await worker.begun(1)
                 raise RuntimeError("the service broke")
-    assert caught.group_contains(RuntimeError, match="the service broke")
     assert isinstance(callers.results[1], Closed)
 
 
@@ -470,7 +469,7 @@ async def test_a_burst_of_mixed_fates_settles_everyone_once_and_leaves_nothing_b
     assert statistics.outcomes["handler-error"] >= total // 997
     assert statistics.waiting == statistics.running == 0
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, (Item, Batch))]
+    assert not [thing for thing in gc.get_objects() if type(thing) in (Item, Batch)]
 
 
 async def test_an_idle_batcher_never_wakes_up() -> None:

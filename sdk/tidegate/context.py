@@ -1,0 +1,91 @@
+"""What a running function may know about the batch that it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from tidegate_batching import Item
+
+__all__ = ["BatchContext", "ItemContext", "RequestInfo", "current_batch", "running_batch"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """What a door knows about a request beside its value.
+
+    headers: those that the handler may see. patience: seconds that an unbatched stream waits for its reader before
+    `SlowReader`; None waits for ever.
+    """
+
+    request_id: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    patience: float | None = None
+
+
+class ItemContext:
+    """One item of the running batch."""
+
+    __slots__ = ("_info", "_item", "scope")
+
+    def __init__(self, item: Item) -> None:
+        self._item = item
+        self._info: RequestInfo = item.info or RequestInfo()
+        self.scope: dict[str, Any] = {}
+        """What the handler's own hooks keep for this item: the dict that LitServe's `context` parameter is."""
+
+    @property
+    def request_id(self) -> str:
+        """The request's id, "" for a caller in this process."""
+        return self._info.request_id
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The request headers named in `forward_headers`, names in lower case."""
+        return self._info.headers
+
+    @property
+    def deadline(self) -> float:
+        """On the clock of `time.monotonic`; infinity for none."""
+        return self._item.deadline
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits for this item's answer any more."""
+        return self._item.cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class BatchContext:
+    """The running batch: where it runs and, in the batch's order, who is in it."""
+
+    device: str
+    items: Sequence[ItemContext]
+
+    @property
+    def size(self) -> int:
+        """Items in the batch."""
+        return len(self.items)
+
+
+running_batch: ContextVar[BatchContext] = ContextVar("tidegate_batch")
+
+
+def current_batch() -> BatchContext:
+    """The batch that is running, for a handler's function and hooks; LookupError outside of one.
+
+    Example:
+        >>> from tidegate import LocalClient, serve
+        >>> @serve(max_batch_size=8)
+        ... def count(texts: list[str]) -> list[int]:
+        ...     return [current_batch().size for _ in texts]
+        >>> with LocalClient(count) as client:
+        ...     client.call("alone")
+        1
+    """
+    try:
+        return running_batch.get()
+    except LookupError:
+        raise LookupError("no batch is running here: current_batch() is for a handler's function and hooks") from None

@@ -1,0 +1,203 @@
+"""A handler called in this process, through the real batcher."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
+from itertools import islice
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tidegate.app import App
+from tidegate.handler import Handler
+
+__all__ = ["AsyncLocalClient", "LocalClient"]
+
+T = TypeVar("T")
+
+
+class AsyncLocalClient:
+    """The asynchronous view of `LocalClient`; what `async with LocalClient(handler) as client:` gives."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._only = next(iter(app.handlers)) if len(app.handlers) == 1 else None
+
+    async def call(
+        self, value: Any, *, handler: str | None = None, timeout: float | None = None, priority: int = 3
+    ) -> Any:
+        """One input to its output; raises `TidegateError`."""
+        return await self._app.call(self._name(handler), value, priority=priority, timeout=timeout)
+
+    async def stream(
+        self, value: Any, *, handler: str | None = None, timeout: float | None = None, priority: int = 3
+    ) -> AsyncIterator[Any]:
+        """One input to its chunks; breaking out and closing the iterator cancels the rest."""
+        async with self._app.stream(self._name(handler), value, priority=priority, timeout=timeout) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def map(
+        self, values: Iterable[Any], *, handler: str | None = None, return_exceptions: bool = False
+    ) -> AsyncIterator[Any]:
+        """The outputs of many inputs, in their order, a bounded number under way: no deadline, nothing refused.
+
+        return_exceptions: give an item's error in its place instead of raising it.
+        """
+        name = self._name(handler)
+        source = iter(values)
+        running: deque[asyncio.Task[Any]] = deque()
+        try:
+            while True:
+                for value in islice(source, self._app.window(name) - len(running)):
+                    running.append(asyncio.create_task(self._app.patient_call(name, value)))
+                if not running:
+                    return
+                try:
+                    result = await running.popleft()
+                except Exception as error:
+                    if not return_exceptions:
+                        raise
+                    result = error
+                yield result
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    def _name(self, handler: str | None) -> str:
+        name = handler or self._only
+        if name is None or name not in self._app.handlers:
+            names = ", ".join(self._app.handlers)
+            raise LookupError(f"handler={handler!r}: name one of {names}")
+        return name
+
+
+class LocalClient:
+    """Call handlers in this process through the real batcher: for notebooks, tests and offline loops.
+
+    `with` gives a synchronous view, `async with` the asynchronous one; both work where an event loop runs already.
+
+    Example:
+        >>> from tidegate import serve
+        >>> @serve(max_batch_size=8)
+        ... def double(x: list[int]) -> list[int]:
+        ...     return [2 * n for n in x]
+        >>> with LocalClient(double) as client:
+        ...     client.call(21), list(client.map(range(5)))
+        (42, [0, 2, 4, 6, 8])
+    """
+
+    def __init__(self, *handlers: Handler[..., Any] | type) -> None:
+        self._app = App(*handlers)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._client = AsyncLocalClient(self._app)
+        self._serving: Future[None]
+        self._leave: asyncio.Event
+
+    # ------------------------------------------------------------------ asynchronous
+
+    async def __aenter__(self) -> AsyncLocalClient:
+        await self._app.__aenter__()
+        return self._client
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._app.__aexit__(kind, error, traceback)
+
+    # ------------------------------------------------------------------ synchronous
+
+    def __enter__(self) -> Self:
+        # A loop of its own on a thread of its own: the caller may be inside a loop, as in a notebook.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tidegate-local", daemon=True)
+        self._thread.start()
+        opened: Future[None] = Future()
+        self._serving = asyncio.run_coroutine_threadsafe(self._serve(opened), self._loop)
+        try:
+            opened.result()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._leave.set)
+        try:
+            self._serving.result()
+        finally:
+            self._stop()
+
+    async def _serve(self, opened: Future[None]) -> None:
+        """The app's whole life in one task, as its task groups ask for."""
+        self._leave = asyncio.Event()
+        try:
+            async with self._app:
+                opened.set_result(None)
+                await self._leave.wait()
+        except BaseException as error:
+            if opened.done():
+                raise
+            opened.set_exception(error)
+
+    def call(self, value: Any, *, handler: str | None = None, timeout: float | None = None, priority: int = 3) -> Any:
+        """One input to its output; raises `TidegateError`."""
+        return self._wait(self._client.call(value, handler=handler, timeout=timeout, priority=priority))
+
+    def stream(
+        self, value: Any, *, handler: str | None = None, timeout: float | None = None, priority: int = 3
+    ) -> Iterator[Any]:
+        """One input to its chunks; breaking out cancels the rest."""
+        return self._iterate(self._client.stream(value, handler=handler, timeout=timeout, priority=priority))
+
+    def map(
+        self, values: Iterable[Any], *, handler: str | None = None, return_exceptions: bool = False
+    ) -> Iterator[Any]:
+        """The outputs of many inputs, in their order, a bounded number under way: no deadline, nothing refused.
+
+        return_exceptions: give an item's error in its place instead of raising it.
+        """
+        return self._iterate(self._client.map(values, handler=handler, return_exceptions=return_exceptions))
+
+    def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+        try:
+            while True:
+                try:
+                    yield self._wait(_next(source))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._wait(source.aclose())  # type: ignore[attr-defined]  # typed as an iterator, it is a generator
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            coroutine.close()
+            raise RuntimeError("this client is not open: use it inside `with LocalClient(...) as client:`")
+        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            # Ctrl-C while waiting: the request goes too.
+            future.cancel()
+            raise
+
+    def _stop(self) -> None:
+        loop, thread = self._loop, self._thread
+        self._loop = self._thread = None
+        assert loop is not None
+        assert thread is not None
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _next(source: AsyncIterator[T]) -> T:
+    return await anext(source)

@@ -1,0 +1,269 @@
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import httpx
+import pytest
+
+Serving = Callable[..., AbstractContextManager[tuple["subprocess.Popen[str]", list[str]]]]
+
+APP = """
+import os, socket, time
+from typing import Annotated
+import numpy as np
+from tidegate import Array, serve
+
+@serve(max_batch_size=4)
+def square(x: Annotated[np.ndarray, Array("float32", (2,))]) -> np.ndarray:
+    return x**2
+
+@serve
+def shout(text: str) -> str:
+    return text.upper() + "!"
+
+@serve
+def held(text: str) -> str:
+    with socket.create_connection(("127.0.0.1", int(os.environ["HELD_PORT"])), timeout=30) as caller:
+        return caller.recv(100).decode()
+
+def plain(x):
+    return x
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(APP)
+    return tmp_path
+
+
+@pytest.fixture
+def fails(tidegate: str, folder: Path) -> Callable[..., tuple[int, str]]:
+    """Run `tidegate serve` with these arguments: its exit code and what it wrote to standard error."""
+
+    def fails(*arguments: str) -> tuple[int, str]:
+        ran = subprocess.run(
+            [tidegate, "serve", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False
+        )
+        assert ran.stdout == ""
+        return ran.returncode, ran.stderr
+
+    return fails
+
+
+@pytest.fixture
+def caller() -> Iterator[socket.socket]:
+    """Where the handler `held` waits for its answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(30)
+        yield server
+
+
+def url_in(printed: list[str]) -> str:
+    found = re.search(r"http://127\.0\.0\.1:\d+", "\n".join(printed))
+    assert found
+    return found[0]
+
+
+# ---------------------------------------------------------------------- it serves
+
+
+def test_every_handler_is_printed_with_its_address_and_answers_there(serving: Serving, folder: Path) -> None:
+    with serving("app.py:square", "app.py:shout", cwd=folder) as (_, printed):
+        url = url_in(printed)
+        panel = "\n".join(printed)
+        assert f"POST  {url}/square  batches of up to 4" in panel
+        assert f"POST  {url}/shout   one at a time" in panel
+        assert f"GET   {url}/health" in panel
+        assert httpx.post(f"{url}/square", json=[2, 3]).json() == [4.0, 9.0]
+        assert httpx.post(f"{url}/shout", json="hello").json() == "HELLO!"
+        assert httpx.get(f"{url}/health").json() == {"status": "ok", "handlers": ["square", "shout"]}
+
+
+def test_a_printed_line_can_be_pasted_into_a_shell(serving: Serving, folder: Path) -> None:
+    with serving("app.py:shout", cwd=folder) as (_, printed):
+        (line,) = (line for line in printed if line.startswith("curl "))
+        ran = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=30, check=True)
+    assert ran.stdout == '"HELLO!"'
+
+
+def test_nothing_but_the_panel_is_written_and_both_streams_stay_silent_while_it_serves(
+    serving: Serving, folder: Path
+) -> None:
+    with serving("app.py:shout", cwd=folder) as (process, printed):
+        httpx.post(f"{url_in(printed)}/shout", json="hello")
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=30) == ("", "")
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_with_success_after_what_is_in_flight_is_answered(
+    stop: signal.Signals, serving: Serving, folder: Path, caller: socket.socket
+) -> None:
+    environment = {"HELD_PORT": str(caller.getsockname()[1])}
+    with serving("app.py:held", cwd=folder, env=environment) as (process, printed), ThreadPoolExecutor() as threads:
+        url = url_in(printed)
+        answer = threads.submit(httpx.post, f"{url}/held", json="", timeout=30)
+        handler, _ = caller.accept()
+        with handler:
+            process.send_signal(stop)
+            host, port = url.removeprefix("http://").split(":")
+            refused = False
+            while not refused:
+                try:
+                    socket.create_connection((host, int(port)), timeout=30).close()
+                    time.sleep(0.01)  # connecting without a pause would fill the backlog
+                except ConnectionError:
+                    refused = True
+            assert process.poll() is None
+            handler.sendall(b"done")
+        assert answer.result(30).json() == "done"
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_setup_ends_it_at_once(
+    stop: signal.Signals, tidegate: str, folder: Path, caller: socket.socket
+) -> None:
+    port = caller.getsockname()[1]
+    (folder / "slow.py").write_text(
+        "import socket\n"
+        "from tidegate import serve\n\n"
+        "def load(device):\n"
+        f"    return socket.create_connection(('127.0.0.1', {port})).recv(1)\n\n"
+        "@serve(setup=load)\n"
+        "def f(state, x: int) -> int:\n"
+        "    return x\n"
+    )
+    with subprocess.Popen(
+        [tidegate, "serve", "slow.py", "--http", "127.0.0.1:0"], cwd=folder, stderr=subprocess.PIPE, text=True
+    ) as process:
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
+        handler, _ = caller.accept()
+        with handler:
+            process.send_signal(stop)
+            _, errors = process.communicate(timeout=30)
+        watchdog.cancel()
+    assert process.returncode != 0
+    assert "Traceback" not in errors
+
+
+def test_what_the_user_sees_of_a_failing_request_has_the_traceback_and_its_id(serving: Serving, folder: Path) -> None:
+    (folder / "fragile.py").write_text(
+        "from tidegate import serve\n\n@serve\ndef invert(x: int) -> float:\n    return 1 / x\n"
+    )
+    with serving("fragile.py", cwd=folder) as (process, printed):
+        answer = httpx.post(f"{url_in(printed)}/invert", json=0, headers={"X-Request-Id": "from-me"})
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert (answer.status_code, answer.json()["detail"]) == (500, "internal error")
+    assert "invert failed, request from-me: ZeroDivisionError" in errors
+    assert "return 1 / x" in errors
+
+
+# ---------------------------------------------------------------------- what was asked for is not there
+
+
+@pytest.mark.parametrize(
+    ("arguments", "looked_for", "there_is"),
+    [
+        (["ap.py"], "ap.py", "app.py"),
+        (["nowhere/app.py"], "nowhere/app.py", "no folder nowhere"),
+        (["app.py:sqare"], "'sqare'", "did you mean square?"),
+        (["app.py:plain"], "'plain'", "held, shout, square"),
+        (["app.py:square", "app.py:nothing"], "'nothing'", "held, shout, square"),
+        (["ap"], "'ap'", "sys.path"),
+        (["package.missing"], "'package.missing'", "sys.path"),
+        (["bare.py"], "no handler in bare.py", "embed"),
+        (["app.py", "app.py:square"], "'square'", "name="),
+        (["app.py", "--http", "nonsense"], "'nonsense'", "HOST:PORT"),
+        (["app.py", "--http", "127.0.0.1:65536"], "'127.0.0.1:65536'", "HOST:PORT"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_line_with_what_there_is(
+    arguments: list[str], looked_for: str, there_is: str, fails: Callable[..., tuple[int, str]], folder: Path
+) -> None:
+    (folder / "bare.py").write_text("def embed(x):\n    return x\n")
+    code, errors = fails(*arguments)
+    assert code == 2
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("Error: ")
+    assert looked_for in errors
+    assert there_is in errors
+
+
+@pytest.mark.parametrize(
+    ("source", "line", "error"),
+    [
+        ("import numpy\nraise ValueError('of the user')\n", 2, "ValueError: of the user"),
+        ("x = 1\n\nimport nowhere_at_all\n", 3, "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("x = 1\ndef f(:\n", 2, "SyntaxError: invalid syntax"),
+        (
+            "from tidegate import serve\n@serve(max_batch_size=0)\ndef f(x):\n    return x\n",
+            2,
+            "ValueError: max_batch_size=0:",
+        ),
+    ],
+)
+@pytest.mark.parametrize("target", ["mine.py", "mine"])
+def test_a_module_that_raises_shows_its_own_traceback_from_its_first_line_on(
+    target: str, source: str, line: int, error: str, fails: Callable[..., tuple[int, str]], folder: Path
+) -> None:
+    (folder / "mine.py").write_text(source)
+    code, errors = fails(target)
+    assert code == 2
+    frames = re.findall(r'File "([^"]+)", line (\d+)', errors)
+    assert frames[0] == (str(folder / "mine.py"), str(line))
+    assert error in errors
+    assert "importlib" not in errors
+    assert errors.splitlines()[-1] == f"Error: {target} cannot be imported"
+
+
+def test_a_failing_setup_shows_its_traceback_and_exits_with_3(
+    fails: Callable[..., tuple[int, str]], folder: Path
+) -> None:
+    (folder / "broken.py").write_text(
+        "from app import shout\n"
+        "from tidegate import serve\n\n"
+        "def load(device):\n    raise FileNotFoundError('no weights')\n\n"
+        "@serve(setup=load)\ndef classify(state, x: int) -> int:\n    return x\n"
+    )
+    code, errors = fails("broken.py", "--http", "127.0.0.1:0")
+    assert code == 3
+    assert f'File "{folder / "broken.py"}", line 5, in load' in errors
+    assert errors.splitlines()[-1] == ("Error: setup of handler 'classify' failed: FileNotFoundError: no weights")
+
+
+def test_a_busy_port_is_told_in_one_line(fails: Callable[..., tuple[int, str]]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        address = f"127.0.0.1:{busy.getsockname()[1]}"
+        code, errors = fails("app.py:shout", "--http", address)
+    assert code == 1
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith(f"Error: cannot listen on {address}: ")
+    assert "in use" in errors
+
+
+def test_without_a_target_the_usage_is_told(fails: Callable[..., tuple[int, str]]) -> None:
+    code, errors = fails()
+    assert code == 2
+    assert "Missing argument 'TARGET...'" in errors
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "-h"]])
+def test_help_names_what_can_be_served_and_where(arguments: list[str], tidegate: str) -> None:
+    ran = subprocess.run([tidegate, *arguments], capture_output=True, text=True, timeout=30, check=True)
+    assert ("file.py:name" in ran.stdout and "--http ADDR" in ran.stdout) or "serve " in ran.stdout
+
+
+def test_curl_is_there_for_these_tests() -> None:
+    assert shutil.which("curl")
