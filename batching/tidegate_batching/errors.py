@@ -163,7 +163,7 @@ class HandlerError(TidegateError):
         """Describe a foreign exception and keep it as the cause."""
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        wrapped = cls(name, str(error), "".join(traceback.format_exception(error)))
+        wrapped = cls(name, _text(error), "".join(traceback.format_exception(error)))
         wrapped.__cause__ = error
         return wrapped
 
@@ -204,8 +204,8 @@ def from_foreign(error: BaseException) -> TidegateError:
     """Translate whatever a handler raised into the tree, once, at the border."""
     if isinstance(error, TidegateError):
         return error
-    if isinstance(error, MemoryError):
-        return OutOfMemory(str(error) or "out of memory")
+    if isinstance(error, MemoryError) or _is_device_memory(error):
+        return OutOfMemory(_text(error) or "out of memory")
     status: Any = getattr(error, "status_code", None)
     detail: Any = getattr(error, "detail", None)
     # FastAPI's, Starlette's and LitServe's HTTPException keep their meaning without being imported here.
@@ -214,3 +214,24 @@ def from_foreign(error: BaseException) -> TidegateError:
         translated.__cause__ = error
         return translated
     return HandlerError.wrap(error)
+
+
+def _is_device_memory(error: BaseException) -> bool:
+    """Whether a GPU library ran out of memory: torch by its class, others by what they say."""
+    kind = type(error)
+    if kind.__name__ == "OutOfMemoryError" and kind.__module__.partition(".")[0] in ("torch", "cupy"):
+        return True
+    if not isinstance(error, RuntimeError):
+        return False
+    text = _text(error).lower()
+    return any(sign in text for sign in ("cuda out of memory", "cudaerrormemoryallocation", "hip out of memory")) or (
+        "resource_exhausted" in text and "out of memory" in text
+    )
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says of itself, even if saying it fails."""
+    try:
+        return str(error)
+    except Exception as failure:  # noqa: BLE001 - the user's __str__ may raise anything, and somebody waits
+        return f"<no text: its __str__ raised {type(failure).__name__}>"

@@ -76,10 +76,12 @@ def split(output: Any, dim: int = 0) -> list[Any]:
         return output
     if isinstance(output, np.ndarray):
         _has_axis(output.ndim, dim)
-        return list(output if dim == 0 else np.moveaxis(output, dim, 0))
+        # Copied once per batch: a function may use its output buffer again for the next one.
+        return list(np.moveaxis(output, dim, 0).copy())
     if is_tensor(output):
         _has_axis(output.ndim, dim)
-        return list(output.detach().cpu().unbind(dim))
+        output = output.detach()
+        return list((output.clone() if output.device.type == "cpu" else output.cpu()).unbind(dim))
     if isinstance(output, dict) and output:
         columns = _columns(list(output.items()), dim, lambda key: f"[{key!r}]")
         return [dict(zip(output, row, strict=True)) for row in zip(*columns, strict=True)]

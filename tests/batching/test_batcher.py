@@ -530,3 +530,17 @@ def _on_asyncio() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+async def test_an_exception_that_cannot_even_say_what_it_is_still_answers_its_caller() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    async def fail(values: list[int]) -> list[int]:
+        raise Mute
+
+    async with Batcher[int, int](Policy()) as batcher:
+        batcher.add_function(fail)
+        with pytest.raises(HandlerError, match="its __str__ raised ValueError"):
+            await batcher.submit(1)
