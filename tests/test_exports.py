@@ -41,8 +41,10 @@ PUBLIC = {
         "WorkerDied",
         "__version__",
         "current_batch",
+        "pad",
         "run",
         "serve",
+        "unpad",
     ],
     "tidegate_batching": [
         "Action",

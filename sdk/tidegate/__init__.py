@@ -7,6 +7,7 @@ from tidegate.context import current_batch
 from tidegate.decorator import serve
 from tidegate.handler import Handler
 from tidegate.local import LocalClient
+from tidegate.padding import pad, unpad
 from tidegate.sentinels import END, SKIP
 from tidegate.service import SetupFailed
 from tidegate.version import __version__
@@ -57,6 +58,8 @@ __all__ = [
     "WorkerDied",
     "__version__",
     "current_batch",
+    "pad",
     "run",
     "serve",
+    "unpad",
 ]

@@ -101,11 +101,17 @@ class Service:
         )
 
     async def patient_call(self, value: Any) -> Any:
-        """One input in, its output out, without a deadline and without being refused for a full queue."""
+        """One input in, its output out, without a deadline and without being refused for a full queue.
+
+        A stream's chunks come as a list.
+        """
         while True:
             item = self._item(value, 3, None, None, patient=True)
             try:
-                return await self._batcher.run(item)
+                if not self._handler.streams:
+                    return await self._batcher.run(item)
+                async with self._batcher.stream(item) as chunks:
+                    return [chunk async for chunk in chunks]
             except Overloaded:
                 if item.sequence:  # it was let in: the handler itself said so
                     raise
