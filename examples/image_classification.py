@@ -92,7 +92,14 @@ def load_model(device: str) -> Net:
     return net.to(device).eval()
 
 
-@serve(max_batch_size=64, setup=load_model)
+def example() -> np.ndarray:
+    """A held-out image: workers warm up with it, and `tidegate serve` prints it as a curl line."""
+    _, held_out, _, _ = digits()
+    image: np.ndarray = held_out[0]
+    return image
+
+
+@serve(max_batch_size=64, setup=load_model, warmup=example)
 @torch.inference_mode()
 def classify(net: Net, images: Image) -> dict[str, torch.Tensor]:
     """Images of one digit each, pixels from 0 to 16, to the digit and how sure the network is."""

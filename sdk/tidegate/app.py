@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +16,7 @@ from tidegate.service import Answer, Service
 from tidegate.transport import Transport, load_transport
 from tidegate_batching import Statistics, Stream
 
-__all__ = ["App", "run"]
+__all__ = ["App", "run", "serve_until_stopped"]
 
 
 class App:
@@ -108,21 +109,36 @@ class App:
         return {name: service.statistics() for name, service in self._services.items()}
 
 
+async def serve_until_stopped(app: App, opened: Callable[[], None] = lambda: None) -> None:
+    """Open an app's doors until SIGINT or SIGTERM, then drain; `opened` is called when they are open."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    async with app:
+        # Until here a signal ends the process: nothing is in flight, and a setup may take minutes.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopped.set)
+        opened()
+        await stopped.wait()
+        # A second signal ends the process: whoever sends it does not want to wait for the drain.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
 def run(*handlers: Handler[..., Any] | type, **doors: str) -> None:
-    """Serve until interrupted, at http://127.0.0.1:8000 unless doors are given; `App` is the same inside a loop.
+    """Serve until SIGINT or SIGTERM, at http://127.0.0.1:8000 unless doors are given; `App` is the same inside a loop.
+
+    Requests in flight are answered first. Raises what `App` raises.
 
     Example, in a script:
-        run(square, http="0.0.0.0:8000")
+        >>> from tidegate import run, serve
+        >>> @serve
+        ... def shout(text: str) -> str:
+        ...     return text.upper()
+        >>> if __name__ == "__main__" and False:  # serves for ever
+        ...     run(shout, http="0.0.0.0:8000")
     """
-
-    async def forever() -> None:
-        async with App(*handlers, **(doors or {"http": "127.0.0.1:8000"})):
-            await asyncio.Event().wait()
-
-    try:
-        asyncio.run(forever())
-    except KeyboardInterrupt:
-        return
+    app = App(*handlers, **(doors or {"http": "127.0.0.1:8000"}))
+    asyncio.run(serve_until_stopped(app))
 
 
 def _by_name(handlers: Sequence[Handler[..., Any]]) -> dict[str, Handler[..., Any]]:

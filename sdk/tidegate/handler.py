@@ -13,7 +13,7 @@ from tidegate.codec import Codec
 from tidegate.collate import group_of
 from tidegate.options import HOOKS, Options
 
-__all__ = ["Handler", "handler_of"]
+__all__ = ["Handler", "handler_of", "is_handler"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -214,6 +214,11 @@ def handler_of(thing: object) -> Handler[..., Any]:
     if not isinstance(handler, Handler):
         raise TypeError(f"{thing!r} is no handler: decorate it with @serve")
     return handler
+
+
+def is_handler(thing: object) -> bool:
+    """Whether `serve` made a handler of this function or class."""
+    return isinstance(thing, Handler) or (inspect.isclass(thing) and _MARK in vars(thing))
 
 
 def mark_class(cls: type, options: Options) -> None:

@@ -45,7 +45,8 @@ class AsyncLocalClient:
     ) -> AsyncIterator[Any]:
         """The outputs of many inputs, in their order, a bounded number under way: no deadline, nothing refused.
 
-        A stream's chunks come as a list.         return_exceptions: give an item's error in its place instead of raising it.
+        A stream's chunks come as a list.
+        return_exceptions: give an item's error in its place instead of raising it.
         """
         name = self._name(handler)
         source = iter(values)
@@ -163,7 +164,8 @@ class LocalClient:
     ) -> Iterator[Any]:
         """The outputs of many inputs, in their order, a bounded number under way: no deadline, nothing refused.
 
-        A stream's chunks come as a list.         return_exceptions: give an item's error in its place instead of raising it.
+        A stream's chunks come as a list.
+        return_exceptions: give an item's error in its place instead of raising it.
         """
         return self._iterate(self._client.map(values, handler=handler, return_exceptions=return_exceptions))
 

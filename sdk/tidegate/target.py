@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tidegate.handler import Handler
+from tidegate.handler import Handler, handler_of, is_handler
 
 __all__ = ["TargetError", "find_handlers"]
 
@@ -26,7 +26,7 @@ def find_handlers(target: str) -> list[Handler[..., Any]]:
     """
     place, _, name = target.partition(":")
     module = _from_file(Path(place)) if place.endswith(".py") or "/" in place else _from_name(place)
-    handlers = {key: value for key, value in vars(module).items() if isinstance(value, Handler)}
+    handlers = {key: handler_of(value) for key, value in vars(module).items() if is_handler(value)}
     if name:
         if name not in handlers:
             raise TargetError(

@@ -48,7 +48,7 @@ class Exchange:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._routes: dict[str, Handler[..., object]] = {f"/{name}": handler for name, handler in app.handlers.items()}
+        self._routes = {handler.options.path: handler for handler in app.handlers.values()}
         if len(app.handlers) == 1:
             self._routes["/predict"] = next(iter(app.handlers.values()))
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import signal
 import sys
 import traceback as tracebacks
 from typing import Any, NoReturn
 
 import click
-import msgspec
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tidegate.app import App
+from tidegate.app import App, serve_until_stopped
 from tidegate.handler import Handler
 from tidegate.service import SetupFailed
 from tidegate.target import TargetError, find_handlers
@@ -52,7 +50,7 @@ def serve(targets: tuple[str, ...], http: str) -> None:
     except (ValueError, TypeError) as error:
         _stop(2, f"Error: {error}")
     try:
-        asyncio.run(_until_stopped(app))
+        asyncio.run(serve_until_stopped(app, lambda: _show(app)))
     except SetupFailed as error:
         _stop(3, f"{error.traceback}\nError: {error}")
     except OSError as error:
@@ -72,17 +70,6 @@ def _traceback_in_module(error: Exception) -> str:
     return "".join(tracebacks.format_exception(type(error), error, traceback))
 
 
-async def _until_stopped(app: App) -> None:
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    async with app:
-        # Until here a signal ends the process: nothing is in flight, and a setup may take minutes.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
-        _show(app)
-        await stopped.wait()
-
-
 def _show(app: App) -> None:
     url = app.transports[0].url
     console = Console()
@@ -90,7 +77,7 @@ def _show(app: App) -> None:
     for handler in app.handlers.values():
         size = handler.options.max_batch_size
         batches = f"batches of up to {size}" if size else "one at a time"
-        table.add_row(Text("POST", style="bold"), f"{url}/{handler.name}", batches)
+        table.add_row(Text("POST", style="bold"), url + handler.options.path, batches)
     table.add_row(Text("GET", style="bold"), f"{url}/health", "")
     console.print(Panel(table, title="tidegate", title_align="left", expand=False))
     # Outside the panel and unwrapped: this line is there to be pasted.
@@ -99,6 +86,9 @@ def _show(app: App) -> None:
 
 
 def _curl(url: str, handler: Handler[..., Any]) -> str:
-    example = handler.codec.example()
-    body = shlex.quote(msgspec.json.encode(example).decode()) if example is not None else "@input.json"
-    return f"curl {url}/{handler.name} --json {body}"
+    example = handler.options.warmup
+    example = example() if callable(example) else example
+    if example is None:
+        example = handler.codec.example()
+    body = shlex.quote(handler.codec.encode_json(example).decode()) if example is not None else "@input.json"
+    return f"curl {url}{handler.options.path} --json {body}"
