@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ADDRESS ?= 127.0.0.1:8000
 
-.PHONY: serve test lint types format clean
+.PHONY: serve test lint types format mutants bench clean
 
 serve: $(VENV)/installed
 	$(BIN)/tidegate serve examples/image_classification.py --http $(ADDRESS)
@@ -25,6 +25,13 @@ types: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# Breaks the core on purpose, one way after another, and demands that its tests notice each.
+mutants: $(VENV)/installed
+	$(BIN)/python tests/mutants.py
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,stddev
 
 # torch first and alone: a plain `torch` would bring gigabytes of CUDA libraries, so the constraints name the CPU build.
 $(VENV)/installed: pyproject.toml constraints.txt

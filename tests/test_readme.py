@@ -39,7 +39,12 @@ async def call(handlers):
             example = handler.codec.example()
             if example is not None:
                 value = handler.codec.decode_json(handler.codec.encode_json(example))
-                handler.codec.encode_json(await app.call(handler.name, value))
+                if handler.streams:
+                    async with app.stream(handler.name, value) as chunks:
+                        output = [chunk async for chunk in chunks]
+                else:
+                    output = await app.call(handler.name, value)
+                handler.codec.encode_json(output)
                 print("called", handler.name)
 
 tidegate.run = run
