@@ -16,6 +16,7 @@ _HORIZON: Final = EPOCH_GRID[-1]
 _LARGEST = 1e9  # sizes and seconds beyond it are not believed; keeps every product below far from overflow
 _WARMUP_RUNS = 2  # kernels are compiled, memory pools grow: on GPUs the first two runs of a new size are slow
 _DECAY = 0.98  # of every class's weight per batch
+_FORGOTTEN = 0.05  # weight in batches: 150 batches after a lone run, 260 after many
 _MEMORY = 10.0  # runs that a class remembers at most, so that the gain of a new one never falls below 0.1
 _BAND = 1.3  # beyond it is more than jitter: 1.15x at the 99th percentile where measured, hiccups 1.5x
 _YOUNG = 64  # batches during which the curve is drawn anew after each
@@ -196,9 +197,23 @@ class ServiceTime:
         self._strays.count = 0
         self._behind = _REDRAW
 
+    def _forget(self) -> None:
+        """Drop the sizes that have not run for long and would take longer than a row of smaller batches does.
+
+        No model is like that: their few runs were slow for another reason, and thought slow they would never run again.
+        """
+        rate = math.inf
+        for one in [one for one in self._table if one.weight]:
+            if one.weight < _FORGOTTEN * self._unit and one.seconds > rate * one.size:
+                self._classes = {key: other for key, other in self._classes.items() if other is not one}
+                self._table.remove(one)
+            else:
+                rate = min(rate, one.seconds / one.size)
+
     def _draw(self) -> None:
         """Pool adjacent violators, then prolong the curve at both ends."""
         self._behind = 0
+        self._forget()
         points = [one for one in self._table if one.weight] or self._table
         blocks: list[tuple[float, float, int]] = []  # weight, mean seconds, classes
         for one in points:

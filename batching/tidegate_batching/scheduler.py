@@ -36,7 +36,7 @@ from tidegate_batching.estimators import ServiceTime
 from tidegate_batching.expiry import Expiry
 from tidegate_batching.item import Action, Dispatch, Item, Outcome, Release, Settle, State
 from tidegate_batching.lane import Lane
-from tidegate_batching.linger import Linger
+from tidegate_batching.linger import CEILING, Linger
 from tidegate_batching.policy import Policy
 from tidegate_batching.retry import Group, Isolation, MemoryCap, Verdict, singles_are_cheaper
 from tidegate_batching.shedding import MARGIN, choose
@@ -46,6 +46,9 @@ __all__ = ["Scheduler"]
 
 UNDATED: Final = 30.0
 """Seconds after arrival at which an item without a deadline takes its place among those with one."""
+
+PUNCTUALITY: Final = 0.001
+"""Seconds that a timer may be late; without them, an item held to the last moment would be shed when it has come."""
 
 PREPARATION_MARGIN: Final = 1.15
 PREPARATION_SLACK: Final = 0.0002
@@ -77,6 +80,7 @@ class Scheduler:
         self._load_per_cost = None if policy.max_batch_cost is None else 1000 / policy.max_batch_cost
         self._auto = policy.batch_timeout == "auto" and policy.max_batch_size > 1
         self._prefetching = 0  # slots that take a second batch
+        self._held_since = inf  # when "auto" began to hold back what waits
         self._decide_at = inf
         self._refusing: Callable[[], TidegateError] | None = None  # what every new item is answered with
         self._closed = False
@@ -149,7 +153,8 @@ class Scheduler:
         self._advance(now)
         if item.state is not State.RUNNING:
             return ()
-        return [self._settle(item, value=outcome.value, error=outcome.error)]
+        error = None if outcome.error is None else from_foreign(outcome.error)
+        return [self._settle(item, value=outcome.value, error=error)]
 
     # ------------------------------------------------------------------ slots
 
@@ -204,10 +209,10 @@ class Scheduler:
         return actions
 
     def prepared(self, slot: int, now: float) -> Sequence[Action]:
-        """The batch sent to this slot last is ready to run; the function starts on it now or when it is free."""
+        """The next batch of this slot is ready to run; the function starts on it now or when it is free."""
         self._advance(now)
-        flight = self._slots[slot].following or self._slots[slot].current
-        if flight is not None and not flight.prepared:
+        flight = self._slots[slot].unprepared()
+        if flight is not None:
             flight.prepared = True
             self._preparation.observe(flight.load, self._now - flight.sent_at)
             # Only what comes after counts as service time.
@@ -226,8 +231,12 @@ class Scheduler:
             self._idle.append(done)
         else:
             done.current.started_at = max(self._now, done.current.started_at)
-        if not isinstance(result, BaseException) and len(result) != len(flight.items):
-            result = BatchSizeMismatch(len(flight.items), len(result))
+        if not isinstance(result, BaseException):
+            try:
+                if len(result) != len(flight.items):
+                    result = BatchSizeMismatch(len(flight.items), len(result))
+            except TypeError as error:  # not a sequence: to raise here would leave its items without an answer
+                result = error
         actions = (
             self._failed(flight, from_foreign(result))
             if isinstance(result, BaseException)
@@ -246,7 +255,6 @@ class Scheduler:
     def tick(self, now: float) -> Sequence[Action]:
         """Settle what is too late and form every batch that should go now."""
         self._advance(now)
-        self.due = False
         self._decide_at = inf
         actions: list[Action] = []
         if self._expiry.next() <= self._now:
@@ -259,8 +267,10 @@ class Scheduler:
                 break
         if not self._lanes:
             self._linger.released()
+            self._held_since = inf
         elif self._prefetching and not self._idle:
             self._prefetch(actions)
+        self.due = False
         return actions
 
     def wake_at(self) -> float:
@@ -320,10 +330,10 @@ class Scheduler:
         if self._max_cost == inf and self._now + MARGIN * self._seconds_of(limit) <= self._expiry.next():
             batch = list(islice(lane, limit))  # no deadline at all is near
         else:
-            soonest = self._service.optimistic(self._unit(lane))
-            batch, shed = choose(lane, limit, self._max_cost, self._now, self._seconds, soonest)
+            batch, shed = choose(lane, limit, self._max_cost, self._now, self._seconds, self._soonest)
             actions += [self._settle(item, error=DeadlineExceeded()) for item in shed]
         self._linger.released()
+        self._held_since = inf
         self._send(batch, slot, reason, actions)
         if self._auto and self._idle and self._lanes:
             self._linger.slot_freed(self._now)
@@ -353,7 +363,7 @@ class Scheduler:
             until, reason = lane.opened_at() + timeout, Release.WINDOW
         if until <= self._now:
             return reason
-        ahead = MARGIN * self._service.predict((lane.live + 1) * self._unit(lane))
+        ahead = MARGIN * self._seconds_of((lane.live + 1) * self._unit(lane)) + PUNCTUALITY
         # The next deadline of all is a cheap bound; only where it is near, the lane's own is looked for.
         if self._expiry.next() - ahead < until:
             latest = min(item.deadline for item in lane) - ahead
@@ -365,7 +375,8 @@ class Scheduler:
 
     def _lingers(self, lane: Lane) -> float:
         ends = [slot.ends_at(self._service) for slot in self._slots.values() if slot.current is not None]
-        return self._linger.hold(
+        self._held_since = min(self._held_since, self._now)
+        until = self._linger.hold(
             lane.live,
             self._memory.cap,  # the knee of what waits now does not bound what may come
             len(self._idle),
@@ -374,6 +385,8 @@ class Scheduler:
             self._now,
             self._unit(lane),
         )
+        # Each decision may add a little; together they stay below the ceiling.
+        return min(until, self._held_since + CEILING)
 
     def _prefetch(self, actions: list[Action]) -> None:
         """Send the next batch to a busy slot as late as it can still be prepared in time."""
@@ -443,36 +456,38 @@ class Scheduler:
     def _failed(self, flight: Flight, error: TidegateError) -> list[Action]:
         if isinstance(error, OutOfMemory):
             self._memory.exhausted(len(flight.items))
-        alive, actions = self._still_wanted(flight, error)
-        group = flight.group
-        if not self.policy.isolate_errors or (group is None and len(flight.items) == 1):
-            return actions + [self._settle(item, error=error) for item in alive]
+        alive, group = flight.live(), flight.group
+        # The readers of a stream that has begun have seen its first part, and the function may have done its work.
+        begun = any(item.started for item in flight.items)
+        if begun or not self.policy.isolate_errors or (group is None and len(flight.items) == 1):
+            actions: list[Action] = [self._settle(item, error=error) for item in alive]
+            return actions if group is None else actions + self._carry_out(group.isolation.failed(group, error, []))
         out_of_memory = isinstance(error, OutOfMemory) and len(flight.items) > 1
         if out_of_memory and group is None:
             self._put_back(alive)
-            return actions
+            return []
         self._await_retry(alive)
         isolation = self._isolation(flight)
         verdict = isolation.split(group, alive) if out_of_memory else isolation.failed(group, error, alive)
-        return actions + self._carry_out(verdict)
+        return self._carry_out(verdict)
 
     def _died(self, flight: Flight, slot: int, error: TidegateError) -> list[Action]:
-        alive, actions = self._still_wanted(flight, error)
-        if not self.policy.isolate_errors:
-            return actions + [self._settle(item, error=error) for item in alive]
+        again = self.policy.isolate_errors
+        # What a reader has seen the first part of cannot run again.
+        actions: list[Action] = [self._settle(item, error=error) for item in flight.live() if item.started or not again]
+        alive = flight.live()
         self._await_retry(alive)
         return actions + self._carry_out(self._isolation(flight).died(flight.group, slot, error, alive))
 
     def _isolation(self, flight: Flight) -> Isolation[Item]:
         if flight.group is not None:
             return flight.group.isolation
-        return Isolation(flight.items, lambda size: singles_are_cheaper(size, self._service.predict), alike=alike)
-
-    def _still_wanted(self, flight: Flight, error: TidegateError) -> tuple[list[Item], list[Action]]:
-        """The items to run again. One whose stream has begun cannot be: its reader has seen the first part."""
-        running = flight.live()
-        begun = [self._settle(item, error=error) for item in running if item.started]
-        return [item for item in running if not item.started], list(begun)
+        unit = flight.load / len(flight.items)
+        return Isolation(
+            flight.items,
+            lambda size: singles_are_cheaper(size, lambda n: self._service.predict(n * unit)),
+            alike=alike,
+        )
 
     def _carry_out(self, verdict: Verdict[Item]) -> list[Action]:
         for group in reversed(verdict.run):
@@ -566,10 +581,16 @@ class Scheduler:
         return self._load(lane.live, lane.cost) / lane.live
 
     def _seconds(self, items: list[Item]) -> float:
+        if self._service.observations == 0:
+            return 0.0  # nobody is refused on the word of a warm-up run
         size = len(items)
         return self._seconds_of(
             size if self._load_per_cost is None else self._load(size, sum(item.cost for item in items))
         )
+
+    def _soonest(self, item: Item) -> float:
+        """Seconds that an item takes at the very least, alone."""
+        return self._service.optimistic(self._load(1, item.cost))
 
     def _seconds_of(self, load: float) -> float:
         seconds = self._service.predict(load)

@@ -33,19 +33,19 @@ def choose(
     max_cost: float,
     now: float,
     predict: Callable[[list[Item]], float],
-    soonest: float,
+    soonest: Callable[[Item], float],
 ) -> Choice:
     """Pick a batch from the waiting items, the first in order first.
 
     limit: most items, 1 or more. max_cost: most summed cost. predict: seconds that these items take as one batch, 0.0
-    when unknown. soonest: seconds that any item takes at the very least. The batch is empty only if nothing waits.
+    when unknown. soonest: seconds that an item takes at the very least. The batch is empty only if nothing waits.
     """
     rest = iter(waiting)
     late: list[Item] = []
     fit: list[Item] = []
     cost, earliest = 0.0, inf
     for item in rest:
-        if item.deadline < now + soonest:
+        if item.deadline < inf and item.deadline < now + soonest(item):
             late.append(item)
             continue
         cost += item.cost

@@ -45,6 +45,10 @@ class Slot:
         """The live items of both batches."""
         return [item for flight in (self.current, self.following) if flight is not None for item in flight.live()]
 
+    def unprepared(self) -> Flight | None:
+        """The batch that its worker prepares now: one after the other, in the order in which they were sent."""
+        return next((flight for flight in (self.current, self.following) if flight and not flight.prepared), None)
+
     def takes_another(self) -> bool:
         """Whether a second batch may be sent ahead."""
         return self.prefetch and self.current is not None and self.following is None
