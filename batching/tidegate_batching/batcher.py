@@ -31,24 +31,23 @@ class Batch:
     Reports on a batch whose slot was lost, or that was completed already, are ignored.
     """
 
-    __slots__ = ("_batcher", "items", "slot")
+    __slots__ = ("_batcher", "_early", "items", "slot", "values")
 
     def __init__(self, batcher: Batcher[Any, Any], slot: int, items: list[Item]) -> None:
         self._batcher = batcher
+        self._early: Sequence[Any] | BaseException | None = None
         self.slot = slot
         self.items = items
+        # Taken now: an item whose caller goes away gives its value up, and the worker may not have looked yet.
+        self.values: list[Any] = [item.value for item in items]
 
     @classmethod
     def of(cls, values: Iterable[Any]) -> Self:
         """A batch of no batcher, for warming up and for tests; reports on it go nowhere."""
         batch = cls.__new__(cls)
         batch.items = [Item(value) for value in values]
+        batch.values = [item.value for item in batch.items]
         return batch
-
-    @property
-    def values(self) -> list[Any]:
-        """The items' values, in order."""
-        return [item.value for item in self.items]
 
     def prepared(self) -> None:
         """The batch is ready to run; said by workers that prepare one batch while another runs."""
@@ -82,7 +81,7 @@ class Batch:
     def complete(self, result: Sequence[Any] | BaseException) -> None:
         """The batch ended: one output per item, an exception instance failing its item; or an exception for all.
 
-        A slot's batches are completed in the order in which they were started.
+        What is said of a slot's second batch is heard when its first has ended.
         """
         self._batcher._completed(self, result)
 
@@ -290,9 +289,13 @@ class Batcher(Generic[T, R]):
         if batch not in flights:
             return
         if flights[0] is not batch:
-            raise RuntimeError(f"slot {batch.slot} completed a batch before the one that was started first")
+            batch._early = result
+            return
         flights.popleft()
+        following = flights[0] if flights else None
         self._apply(self._scheduler.complete(batch.slot, result, self._backend.now()))
+        if following is not None and following._early is not None:
+            self._completed(following, following._early)
 
     def _turn(self) -> None:
         self._apply(self._scheduler.tick(self._backend.now()))

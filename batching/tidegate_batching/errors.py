@@ -224,9 +224,14 @@ def _is_device_memory(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError):
         return False
     text = _text(error).lower()
-    return any(sign in text for sign in ("cuda out of memory", "cudaerrormemoryallocation", "hip out of memory")) or (
-        "resource_exhausted" in text and "out of memory" in text
+    signs = (
+        "cuda out of memory",
+        "hip out of memory",
+        "cudaerrormemoryallocation",
+        "defaultcpuallocator: can't allocate memory",
+        "resource_exhausted: out of memory",
     )
+    return any(sign in text for sign in signs)
 
 
 def _text(error: BaseException) -> str:

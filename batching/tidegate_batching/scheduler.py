@@ -4,6 +4,7 @@ Inputs (`submit`, `cancel`, `started`, `finish`, `complete`, `prepared`, `slot_r
 happened at `now` and return what is certain already; `tick` alone decides which batches go. The caller ticks when
 `wake_at()` is due: at once after an input that made a batch possible, later when a window closes or a deadline passes.
 Keeping the decision apart from the inputs lets a caller deliver everything that is readable before anything is decided.
+Only a batch that nobody could join any more is not worth the wait: `submit` and `complete` tick by themselves then.
 
 What holds, whatever the handler, a worker or a caller does (tests/batching/test_scheduler_machine.py):
 

@@ -264,7 +264,7 @@ async def test_cost_and_group_by_see_the_value_and_a_senseless_cost_is_the_calle
             await batcher.submit(20.0)
 
 
-async def test_a_batch_completed_out_of_turn_is_a_loud_error_of_the_worker() -> None:
+async def test_what_is_said_of_a_second_batch_is_heard_when_the_first_has_ended() -> None:
     worker = Worker()
     async with Batcher[int, int](Policy(batch_timeout=0)) as batcher:
         batcher.add_slot(worker.start, prefetch=True)
@@ -280,10 +280,10 @@ async def test_a_batch_completed_out_of_turn_is_a_loud_error_of_the_worker() -> 
             running = await worker.begun(5)
             callers.submit(6)
             ahead = await worker.begun(6)
-            with pytest.raises(RuntimeError, match="before the one"):
-                ahead.complete([6])
-            running.complete([5])
             ahead.complete([6])
+            await anyio.wait_all_tasks_blocked()
+            assert 6 not in callers.results
+            running.complete([5])
     assert callers.results == {value: value for value in range(1, 7)}
 
 
@@ -299,6 +299,22 @@ async def test_a_cancelled_waiter_leaves_the_queue_before_it_runs() -> None:
         assert batcher.statistics().waiting == 0
     assert not worker.batches
     assert batcher.statistics().outcomes == {"cancelled": 1}
+
+
+async def test_a_caller_that_leaves_after_the_dispatch_takes_nothing_from_the_worker() -> None:
+    worker = Worker()
+    async with Batcher[str, str](Policy(max_batch_size=2, batch_timeout=60)) as batcher:
+        batcher.add_slot(worker.start)
+        async with anyio.create_task_group() as tasks:
+            callers = Callers(tasks, batcher)
+            await callers.queue("a")
+            await callers.queue("b")
+            batch = await worker.begun(1)
+            callers.cancel("a")
+            await anyio.wait_all_tasks_blocked()
+            assert batch.values == ["a", "b"]
+            batch.complete(batch.values)
+    assert callers.results == {"a": "cancelled", "b": "b"}
 
 
 async def test_cancelling_the_last_held_item_leaves_nothing_to_wait_for() -> None:

@@ -192,6 +192,13 @@ def test_a_cohort_that_takes_longer_than_the_batch_is_not_waited_for() -> None:
     assert linger.hold(1, 64, 1, 1, inf, now) - now < 0.5 * MS
 
 
+def test_where_idle_workers_are_faster_together_nobody_is_gathered_for_one() -> None:
+    linger, now = cohorts(learned(lambda size: 0.005 + 0.001 * size), size=24, spread=1 * MS, every=20 * MS)
+    assert linger.hold(1, 64, 4, 4, inf, now) <= now
+    linger, now = cohorts(learned(gpu), size=24, spread=1 * MS, every=20 * MS)
+    assert linger.hold(1, 64, 4, 4, inf, now) > now
+
+
 def test_callers_that_return_while_others_wait_are_a_cohort_too() -> None:
     linger = Linger(learned(gpu))
     for number in range(30):
@@ -229,6 +236,14 @@ def test_where_larger_batches_save_much_one_batch_takes_all() -> None:
 def test_below_a_floor_more_items_are_free_and_one_batch_takes_all() -> None:
     linger, now = steady(learned(flat, limit=128), 2000)
     assert linger.knee(30, 128, 4, now) >= 30
+
+
+def test_past_a_steep_step_batches_are_not_cut_to_single_items() -> None:
+    def steep(size: float) -> float:
+        return 0.004 if size <= 48 else 0.004 + 0.0001 * (size - 48)
+
+    linger, now = steady(learned(steep, limit=128), 2000)
+    assert linger.knee(120, 128, 4, now) >= 64
 
 
 @pytest.mark.parametrize("rate", [780, 900, 5000])

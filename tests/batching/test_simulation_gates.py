@@ -143,6 +143,17 @@ def test_callers_that_return_together_share_one_batch() -> None:
     assert closed_loop(64, 0).throughput <= 0.75 * ceiling
 
 
+def test_idle_workers_share_a_cohort_where_batching_saves_little() -> None:
+    loop = simulation.ClosedLoop(32, (0.0003, 0.001), 6000)
+    auto, natural = (simulation.simulate(MODELS["mid"], loop, timeout=t, workers=4, noise=0.03) for t in ("auto", 0))
+    assert auto.throughput >= natural.throughput
+
+
+def test_past_the_knee_of_a_measured_curve_batches_are_not_cut_to_single_items() -> None:
+    auto, natural = (open_loop("resnet", 4, 0.8, timeout, "fan8") for timeout in ("auto", 0))
+    assert auto.mean <= natural.mean
+
+
 @pytest.mark.parametrize("clients", [8, 32])
 def test_few_callers_in_a_loop_gain_a_third_over_natural_batching(clients: int) -> None:
     assert closed_loop(clients, "auto").throughput >= 1.33 * closed_loop(clients, 0).throughput
@@ -151,17 +162,26 @@ def test_few_callers_in_a_loop_gain_a_third_over_natural_batching(clients: int) 
 # ---------------------------------------------------------------------- overload
 
 
-def overload(timeout: Any, *, shed: bool, factor: float = 1.2) -> float:
-    """Goodput as a share of the ceiling on one GPU, 50 ms being the objective."""
-    arrivals = simulation.open_loop(MODELS["gpu"], factor, count=20_000, seed=5)
-    result = simulation.simulate(MODELS["gpu"], arrivals, timeout=timeout, slo=0.05, shed=shed, noise=0.05, seed=5)
-    return float(result.goodput / MODELS["gpu"].ceiling())
+def overload(timeout: Any, *, shed: bool, factor: float = 1.2, workers: int = 1) -> float:
+    """Goodput as a share of the ceiling of GPUs with an objective of 50 ms."""
+    model = MODELS["gpu"]
+    arrivals = simulation.open_loop(model, factor, workers=workers, count=12_000 * workers, seed=5)
+    result = simulation.simulate(
+        model, arrivals, timeout=timeout, workers=workers, slo=0.05, shed=shed, noise=0.05, seed=5
+    )
+    return float(result.goodput / model.ceiling(workers))
 
 
 @pytest.mark.parametrize("factor", [1.2, 2.0])
 @pytest.mark.parametrize("timeout", [0, "auto"])
 def test_overload_leaves_most_of_the_ceiling_in_time(timeout: Any, factor: float) -> None:
     assert overload(timeout, shed=True, factor=factor) >= 0.7
+
+
+@pytest.mark.xfail(reason="choose() looks no further than one batch beyond the first: too short for several workers")
+@pytest.mark.parametrize("factor", [1.2, 2.0])
+def test_overload_of_four_workers_leaves_most_of_the_ceiling_in_time(factor: float) -> None:
+    assert overload("auto", shed=True, factor=factor, workers=4) >= 0.7
 
 
 def test_overload_collapses_without_shedding() -> None:

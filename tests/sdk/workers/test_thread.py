@@ -21,6 +21,7 @@ class NotedBatch(Batch):
 
     def __init__(self, *values: Any) -> None:
         self.items = [Item(value) for value in values]
+        self.values = list(values)
         self.completed = asyncio.Event()
 
     def complete(self, result: Sequence[Any] | BaseException) -> None:
