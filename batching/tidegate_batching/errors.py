@@ -2,7 +2,11 @@
 
 TidegateError
 ├── InvalidInput                422  the value is not what the handler takes
+│   ├── MalformedBody           400  (tidegate) the body cannot be parsed
 │   └── TooCostly               422  one item costs more than a whole batch may
+├── UnsupportedMediaType        415  (tidegate) the handler does not read such bodies
+├── NotAcceptable               406  (tidegate) the output cannot be written as what the client accepts
+├── EncodeError                 500  (tidegate) the output cannot be written as the client asked
 ├── HTTPError               as given  the handler chose the status and the text
 ├── Refused                          the request never entered the queue, or left it unserved
 │   ├── Overloaded              429  the queue is full

@@ -2,7 +2,7 @@
 
 from tidegate.app import App, run
 from tidegate.array import Array
-from tidegate.codec import EncodeError, MalformedBody
+from tidegate.codec import EncodeError, MalformedBody, NotAcceptable, UnsupportedMediaType
 from tidegate.context import current_batch
 from tidegate.decorator import serve
 from tidegate.handler import Handler
@@ -46,6 +46,7 @@ __all__ = [
     "InvalidInput",
     "LocalClient",
     "MalformedBody",
+    "NotAcceptable",
     "OutOfMemory",
     "Overloaded",
     "Refused",
@@ -55,6 +56,7 @@ __all__ = [
     "TidegateError",
     "TooCostly",
     "Unavailable",
+    "UnsupportedMediaType",
     "WorkerDied",
     "__version__",
     "current_batch",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +15,7 @@ __all__ = ["Array"]
 class Array:
     """The dtype and shape of one item, for `Annotated[np.ndarray, Array("float32", (28, 28))]`.
 
-    dtype: a NumPy dtype name; numbers are converted to it. None takes what arrives.
+    dtype: a NumPy dtype name, or "bfloat16" for tensors; numbers are converted to it. None takes what arrives.
     shape: one entry per axis of a single item, without the batch's axis; None in a place allows any length there.
 
     Raises TypeError or ValueError, naming the field, the value and the fix.
@@ -27,12 +29,17 @@ class Array:
     shape: tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.dtype is not None:
+        if self.dtype is not None and self.dtype != "bfloat16":
             try:
-                holds_numbers = np.dtype(self.dtype).kind in "biuf"
+                kind: str = np.dtype(self.dtype).kind
             except TypeError:
-                holds_numbers = False
-            if not holds_numbers:
+                kind = ""
+            if kind == "c":
+                raise TypeError(
+                    f"Array(dtype={self.dtype!r}): complex numbers have no form in JSON; take the real and the "
+                    "imaginary parts as a last axis of length 2, of dtype 'float32' or 'float64'"
+                )
+            if kind not in ("b", "i", "u", "f"):
                 raise TypeError(
                     f"Array(dtype={self.dtype!r}): not a NumPy dtype of numbers; write one such as 'float32' or 'int64'"
                 )
@@ -42,13 +49,37 @@ class Array:
         ):
             raise ValueError(f"Array(shape={self.shape!r}): give a tuple of lengths, None where any length will do")
 
-    def problem(self, array: np.ndarray) -> str | None:
-        """What is wrong with this array's shape, or None."""
+    @property
+    def nbytes(self) -> int | None:
+        """How many bytes the array takes; None where dtype or shape leave that open.
+
+        Example:
+            >>> Array("float32", (224, 224, 3)).nbytes
+            602112
+        """
+        # NumPy has no bfloat16, so nothing here can be laid over such bytes.
+        if self.dtype in (None, "bfloat16") or self.shape is None:
+            return None
+        lengths = [n for n in self.shape if n is not None]
+        return math.prod(lengths) * np.dtype(self.dtype).itemsize if len(lengths) == len(self.shape) else None
+
+    @property
+    def wanted_shape(self) -> str:
+        """The shape as an error shows it.
+
+        Example:
+            >>> Array(shape=(None, 3)).wanted_shape
+            '(*, 3)'
+        """
+        shape = self.shape or ()
+        return f"({', '.join('*' if n is None else str(n) for n in shape)}{',' if len(shape) == 1 else ''})"
+
+    def problem(self, array: Any) -> str | None:
+        """What is wrong with this array's or tensor's shape, or None."""
         if self.shape is None:
             return None
         if array.ndim == len(self.shape) and all(
             want is None or want == got for want, got in zip(self.shape, array.shape, strict=True)
         ):
             return None
-        wanted = ", ".join("*" if n is None else str(n) for n in self.shape) + ("," if len(self.shape) == 1 else "")
-        return f"expected an array of shape ({wanted}), got {array.shape}"
+        return f"expected an array of shape {self.wanted_shape}, got {tuple(array.shape)}"

@@ -3,187 +3,242 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable
-from typing import Annotated, Any, get_args, get_origin
+import re
+from functools import cached_property
+from typing import Any
 
 import msgspec
-import numpy as np
-import orjson
 
+from tidegate.annotations import meaning_of, members_of
 from tidegate.array import Array
-from tidegate.collate import is_tensor
-from tidegate_batching import InvalidInput, TidegateError
+from tidegate.array_layout import Misfit, is_map
+from tidegate.array_reader import ArrayReader
+from tidegate.encoding import is_array, write_json, write_msgpack, write_npy
+from tidegate.forms import Form
+from tidegate.media import (
+    FORM,
+    JSON,
+    MSGPACK,
+    MSGPACK_NAMES,
+    MULTIPART,
+    NPY,
+    OCTETS,
+    EncodeError,
+    MalformedBody,
+    NotAcceptable,
+    UnsupportedMediaType,
+    choose,
+    parsed,
+)
+from tidegate.plan import Plan, UnionReader, located
+from tidegate.schema import example_of, schema_of
+from tidegate_batching import InvalidInput
 
-__all__ = ["Codec", "EncodeError", "MalformedBody"]
+__all__ = ["Codec", "EncodeError", "MalformedBody", "NotAcceptable", "UnsupportedMediaType"]
 
-_NON_FINITE = "it holds NaN or infinity, and JSON has no such number"
-
-
-class MalformedBody(InvalidInput):
-    """The body cannot be parsed."""
-
-    code = "malformed-body"
-    status = 400
-
-
-class EncodeError(TidegateError):
-    """The handler's output cannot be written as JSON."""
-
-    code = "unencodable-output"
+_BOM = b"\xef\xbb\xbf"
+_OFFSET = re.compile(r"\(byte (\d+)\)$")
+_NOT_JSON = re.compile(rb"-?(NaN|Infinity)")
+_MAX_TEXT = 500
+_UNREADABLE = (msgspec.DecodeError, Misfit, UnicodeDecodeError, RecursionError)
 
 
 class Codec:
     """How one handler's inputs are read and its outputs written.
 
-    annotation: the type of one item, `inspect.Parameter.empty` for any JSON value.
+    annotation: the type of one item, `inspect.Parameter.empty` for any value.
+    writable: False leaves arrays over the body's own bytes where it can, for a reader that copies them anyway.
+
+    What cannot be read raises MalformedBody (where parsing stopped), InvalidInput (which field is wrong, and why) or
+    UnsupportedMediaType; what cannot be written raises EncodeError or NotAcceptable.
+
+    Example:
+        >>> codec = Codec(dict[str, float])
+        >>> codec.decode(b"score=0.5", "application/x-www-form-urlencoded")
+        {'score': 0.5}
+        >>> codec.encode({"score": 0.5}, accept="application/msgpack")
+        (b'\\x81\\xa5score\\xcb?\\xe0\\x00\\x00\\x00\\x00\\x00\\x00', 'application/msgpack')
     """
 
-    def __init__(self, annotation: Any = inspect.Parameter.empty) -> None:
-        base, array = _unwrap(annotation)
-        self.array = array if _is_array_type(base) else None
-        self._to_item: Callable[[Any], Any] | None = None
-        wanted: Any = Any
-        if _is_array_type(base):
-            self.array = array or Array()
-            self._to_item = self._to_array if (get_origin(base) or base) is np.ndarray else self._to_tensor
-        elif base is not inspect.Parameter.empty:
-            wanted = base
+    def __init__(self, annotation: Any = inspect.Parameter.empty, *, writable: bool = True) -> None:
+        self._is_untyped = annotation in (inspect.Parameter.empty, Any)
         try:
-            self._decoder = msgspec.json.Decoder(wanted)
-        except TypeError as error:
-            raise TypeError(f"annotation {annotation!r}: {error}; annotate with a type that msgspec reads") from None
-        self.annotation = base
+            wanted = Any if self._is_untyped else annotation
+            self._plan = Plan(wanted, writable=writable)
+            self._json = msgspec.json.Decoder(self._plan.type, dec_hook=self._plan.hook)
+            self._msgpack = msgspec.msgpack.Decoder(
+                self._plan.type, dec_hook=self._plan.hook, ext_hook=_refuse_extension
+            )
+            self._form = Form(wanted) if Form.fits(wanted) else None
+        except (TypeError, NameError) as error:
+            raise TypeError(f"annotation {annotation!r}: {error}; annotate with a type that msgspec reads") from error
+        readers = [self._plan.readers.get(meaning_of(member)) for member in members_of(self._plan.type)]
+        readers += [reader.array for reader in readers if isinstance(reader, UnionReader)]
+        array = next((reader for reader in readers if isinstance(reader, ArrayReader)), None)
+        self._is_array = array is not None and self._plan.readers.get(meaning_of(self._plan.type)) is array
+        # No annotation takes arrays too, where they come as such.
+        self._array = ArrayReader(Array(), writable=writable) if self._is_untyped else array
+        self._is_raw = meaning_of(annotation) is bytes
+        self.annotation = meaning_of(annotation) if self._is_array else annotation
+        self.array = self._array.array if self._array and self._is_array else None
+
+    @cached_property
+    def content_types(self) -> tuple[str, ...]:
+        """The media types of bodies that are taken, the usual one first."""
+        if self._is_raw:
+            return (OCTETS, "*/*")
+        taken = [JSON, MSGPACK]
+        if self._array is not None:
+            taken.append(NPY)
+        if self._array is not None and self._array.array.nbytes is not None:
+            taken.append(OCTETS)
+        return (*taken, MULTIPART, FORM) if self._form is not None else tuple(taken)
+
+    # ------------------------------------------------------------------ inputs
+
+    def decode(self, body: bytes, content_type: str | None = None) -> Any:
+        """Read one item from a body; none that says its type is JSON."""
+        if self._is_raw:
+            return self.decode_object(body)
+        if not content_type or content_type == JSON:
+            return self.decode_json(body)
+        media, parameters = parsed(content_type)
+        if media == JSON or media.endswith("+json"):
+            return self.decode_json(body)
+        try:
+            return self._decode(body, media, parameters)
+        except _UNREADABLE as error:
+            raise _refusal(error, body, media) from None
 
     def decode_json(self, body: bytes) -> Any:
-        """Read one item; MalformedBody says where parsing stopped, InvalidInput which field is wrong and why."""
+        """Read one item from JSON, where `bytes` are base64."""
         try:
-            value = self._decoder.decode(body)
-        except msgspec.ValidationError as error:
-            raise InvalidInput(str(error)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise MalformedBody(_why_malformed(body, error)) from None
-        return value if self._to_item is None else self._to_item(value)
+            if self._is_array and self._array is not None:
+                return self._array.read_json(body)
+            return self._json.decode(body)
+        except _UNREADABLE as error:
+            # A mark that some editors and PowerShell leave; once is enough.
+            if body.startswith(_BOM) and not body.startswith(_BOM, len(_BOM)):
+                return self.decode_json(body[len(_BOM) :])
+            raise _refusal(error, body, JSON) from None
 
-    def encode_json(self, value: Any) -> bytes:
-        """Write one output; arrays become nested lists."""
+    def decode_object(self, value: Any) -> Any:
+        """Read one item from a value that is parsed already, or that comes from a caller in this process."""
+        if self._is_untyped:
+            return value
         try:
-            body = msgspec.json.encode(value, enc_hook=_encode_array)
-            # msgspec writes a Python float's NaN as null, so it is looked for only where there is one.
-            if b"null" in body and _holds_non_finite(value):
-                raise ValueError(_NON_FINITE)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise EncodeError(f"the output cannot be written as JSON: {error}") from error
-        return body
+            return self._array.read(value) if self._is_array and self._array else self._convert(value)
+        except _UNREADABLE as error:
+            raise _refusal(error, b"", "") from None
+
+    def _decode(self, body: bytes, media: str, parameters: dict[str, str]) -> Any:
+        if media in MSGPACK_NAMES:
+            value = self._msgpack.decode(body)
+            return self._with_arrays(value) if self._is_untyped and b"dtype" in body else value
+        if media == NPY and self._array is not None:
+            return self._array.read_npy(body)
+        if media == OCTETS and self._array is not None and OCTETS in self.content_types:
+            return self._array.read_raw(body)
+        if media == MULTIPART and self._form is not None:
+            return self._convert(self._form.read_multipart(body, parameters.get("boundary")), lax=True)
+        if media == FORM and self._form is not None:
+            return self._convert(self._form.read_urlencoded(body, self.content_types), lax=True)
+        hint = "for JSON, curl's flag is `--json` where you wrote -d" if media == FORM else ""
+        raise UnsupportedMediaType(media, self.content_types, hint)
+
+    def _with_arrays(self, value: Any) -> Any:
+        """The same value with arrays in the place of their maps."""
+        if is_map(value) and self._array is not None:
+            return self._array.read(value)
+        if isinstance(value, dict):
+            return {key: self._with_arrays(one) for key, one in value.items()}
+        return [self._with_arrays(one) for one in value] if isinstance(value, list) else value
+
+    def _convert(self, value: Any, *, lax: bool = False) -> Any:
+        return self._plan.convert(value, self._plan.type, lax=lax)
+
+    # ------------------------------------------------------------------ outputs
+
+    def encode(self, value: Any, accept: str | None = None, *, allow_nan: bool = False) -> tuple[bytes, str]:
+        """Write one output in the form that the caller likes best, and say which: JSON where the caller does not care.
+
+        allow_nan: NaN and infinity become null in JSON, instead of an error.
+        """
+        is_bytes = isinstance(value, (bytes, bytearray, memoryview))
+        if not is_bytes and accept in (None, JSON, "*/*"):
+            return write_json(value, allow_nan=allow_nan), JSON
+        offered = [OCTETS] if is_bytes else []
+        offered += [JSON, *MSGPACK_NAMES]
+        media = choose(accept, [*offered, NPY] if is_array(value) else offered)
+        if media == OCTETS:
+            return bytes(value), media
+        if media == NPY:
+            return write_npy(value), media
+        return (write_msgpack(value) if media in MSGPACK_NAMES else write_json(value, allow_nan=allow_nan)), media
+
+    def encode_json(self, value: Any, *, allow_nan: bool = False) -> bytes:
+        """Write one output as JSON; arrays become nested lists, bytes become base64."""
+        return write_json(value, allow_nan=allow_nan)
+
+    def encode_msgpack(self, value: Any) -> bytes:
+        """Write one output as msgpack; arrays become the map that `array_layout` tells of."""
+        return write_msgpack(value)
+
+    @staticmethod
+    def check_accept(accept: str | None) -> None:
+        """Raise NotAcceptable where no output of any kind could be accepted, before there is one."""
+        if accept:
+            choose(accept, (JSON, *MSGPACK_NAMES, NPY, OCTETS))
+
+    # ------------------------------------------------------------------ documentation
+
+    def input_schema(self) -> dict[str, Any]:
+        """JSON Schema 2020-12 of one item in JSON."""
+        return schema_of(self._plan)
 
     def example(self) -> Any:
         """A small input that decodes, for documentation; None where only the author could give one."""
-        if self.array is not None:
-            shape = (3,) if self.array.shape is None else tuple(3 if n is None else n for n in self.array.shape)
-            array = np.zeros(shape, self.array.dtype or "float64")
-            return array.tolist() if array.size <= 256 else None
-        simple: dict[Any, Any] = {str: "hello", int: 1, float: 0.5, bool: True}
-        return simple.get(self.annotation)
-
-    def _to_array(self, value: Any) -> np.ndarray:
-        assert self.array is not None
+        if self._is_raw:
+            return None
         try:
-            array = np.asarray(value)
-        except ValueError:
-            raise InvalidInput("expected an array, got nested lists of unequal lengths") from None
-        if array.dtype.kind not in "biuf":
-            raise InvalidInput(f"expected an array of numbers, got {_found(value)}")
-        problem = self.array.problem(array)
-        if problem is not None:
-            raise InvalidInput(problem)
-        if self.array.dtype is None:
-            return array
-        wanted = np.dtype(self.array.dtype)
-        if array.dtype.kind == "f" and wanted.kind in "biu":
-            raise InvalidInput(f"expected whole numbers ({wanted}), got numbers with a decimal point")
-        with np.errstate(over="ignore"):
-            converted = array.astype(wanted, copy=False)
-        # A float may be rounded, but not to infinity.
-        fits = np.isfinite(converted).all() if wanted.kind == "f" else np.array_equal(converted, array)
-        if not fits:
-            raise InvalidInput(f"a number does not fit into {wanted}")
-        return converted
-
-    def _to_tensor(self, value: Any) -> Any:
-        import torch
-
-        array = self._to_array(value)
-        tensor = torch.from_numpy(array)
-        is_default_float = self.array is not None and self.array.dtype is None and array.dtype.kind == "f"
-        return tensor.to(torch.get_default_dtype()) if is_default_float else tensor
+            example = example_of(self.input_schema())
+            self.decode_object(example)
+        except (LookupError, TypeError, InvalidInput):
+            return None
+        return example
 
 
-def _unwrap(annotation: Any) -> tuple[Any, Array | None]:
-    if get_origin(annotation) is Annotated:
-        base, *extras = get_args(annotation)
-        array = next((extra for extra in extras if isinstance(extra, Array)), None)
-        # Other metadata (msgspec.Meta) stays with the type.
-        return (base if _is_array_type(base) else annotation), array
-    return annotation, None
+def _refuse_extension(code: int, _: memoryview) -> Any:
+    raise Misfit(f"msgpack's extension type {code} is not taken: an array is the map of dtype, shape and data")
 
 
-def _is_array_type(kind: Any) -> bool:
-    kind = get_origin(kind) or kind
-    return kind is np.ndarray or (getattr(kind, "__module__", None) == "torch" and kind.__name__ == "Tensor")
-
-
-def _why_malformed(body: bytes, error: Exception) -> str:
+def _refusal(error: Exception, body: bytes, media: str) -> InvalidInput:
+    """What a caller is told about a value that does not fit or a body that cannot be parsed."""
+    if isinstance(error, (msgspec.ValidationError, Misfit)):
+        text, path = (error.text, error.path) if isinstance(error, Misfit) else located(error)
+        # Some of msgspec's texts quote the value, however long.
+        text = text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
+        return InvalidInput(f"{text} - at `${path}`" if path else text)
+    name = "msgpack" if media in MSGPACK_NAMES else "JSON"
     if not body.strip():
-        return "the body is empty: send JSON"
+        return MalformedBody(f"the body is empty: send {name}")
     if isinstance(error, RecursionError):
-        return "the JSON is nested too deeply"
-    return str(error)
+        return MalformedBody(f"the {name} is nested too deeply")
+    if isinstance(error, UnicodeDecodeError):
+        return MalformedBody(f"text in the {name} is not UTF-8{_where_not_utf8(body) if name == 'JSON' else ''}")
+    found = _OFFSET.search(str(error))
+    offset = int(found[1]) if found else 0
+    # "-Infinity" fails at its second byte.
+    if name == "JSON" and _NOT_JSON.search(body, max(0, offset - 1), offset + 9):
+        return MalformedBody(
+            f"{error}: JSON has no NaN and no Infinity; send null, or msgpack or .npy, which have them"
+        )
+    return MalformedBody(str(error))
 
 
-def _found(value: Any) -> str:
-    """What the first leaf that is no number is."""
-    kinds = {str: "text", dict: "an object", type(None): "null"}
-    pending = [value]
-    while pending:
-        leaf = pending.pop()
-        if isinstance(leaf, list):
-            pending.extend(reversed(leaf))
-        elif type(leaf) in kinds:
-            return kinds[type(leaf)]
-    return "a whole number of more than 64 bits"
-
-
-def _holds_non_finite(value: Any) -> bool:
-    """Whether a Python float in the structure is NaN or infinite; arrays have been looked at by then."""
-    pending = [msgspec.to_builtins(value, enc_hook=lambda _: None)]
-    while pending:
-        leaf = pending.pop()
-        if isinstance(leaf, float) and not math.isfinite(leaf):
-            return True
-        if isinstance(leaf, (list, tuple, dict)):
-            pending.extend(leaf.values() if isinstance(leaf, dict) else leaf)
-    return False
-
-
-def _encode_array(value: Any) -> Any:
-    if is_tensor(value):
-        value = value.detach().cpu()
-        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    if isinstance(value, np.generic):
-        if value.dtype.kind in "biu":  # may be a dict's key, where nothing but a plain number will do
-            return value.item()
-        value = np.asarray(value)
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"no JSON form for {type(value).__module__}.{type(value).__qualname__}")
-    if value.dtype.kind not in "biuf":
-        return value.tolist()
-    if value.dtype.itemsize > 8:
-        with np.errstate(over="ignore"):
-            value = value.astype("float64")
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise ValueError(_NON_FINITE)
-    native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
-    # ascontiguousarray makes a scalar one-dimensional.
-    return msgspec.Raw(
-        orjson.dumps(native.reshape(value.shape) if value.ndim else native[0], option=orjson.OPT_SERIALIZE_NUMPY)
-    )
+def _where_not_utf8(body: bytes) -> str:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        return f" (byte {error.start})"
+    return ""

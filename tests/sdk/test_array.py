@@ -33,7 +33,7 @@ def test_a_wrong_shape_is_described_beside_the_one_that_was_found(
     assert Array(shape=shape).problem(np.zeros(array_shape)) == problem
 
 
-@pytest.mark.parametrize("dtype", ["floaty", "str", "object", "datetime64[s]", "complex64", []])
+@pytest.mark.parametrize("dtype", ["floaty", "str", "object", "datetime64[s]", []])
 def test_a_dtype_that_holds_no_json_numbers_is_refused_with_the_value_and_a_fix(dtype: Any) -> None:
     with pytest.raises(TypeError) as caught:
         Array(dtype)
@@ -47,6 +47,28 @@ def test_a_shape_that_is_no_tuple_of_lengths_is_refused_with_the_value_and_a_fix
         Array(shape=shape)
     assert f"shape={shape!r}" in str(caught.value)
     assert "tuple of lengths" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_numbers_are_refused_with_a_way_around(dtype: str) -> None:
+    with pytest.raises(TypeError, match="a last axis of length 2"):
+        Array(dtype)
+
+
+@pytest.mark.parametrize(
+    ("array", "nbytes"),
+    [
+        (Array("float32", (2, 3)), 24),
+        (Array("bool", ()), 1),
+        (Array("int64", (0, 5)), 0),
+        (Array("float32"), None),
+        (Array(shape=(2,)), None),
+        (Array("float32", (2, None)), None),
+        (Array("bfloat16", (2,)), None),
+    ],
+)
+def test_its_size_is_known_where_dtype_and_shape_are(array: Array, nbytes: int | None) -> None:
+    assert array.nbytes == nbytes
 
 
 def test_a_promise_cannot_be_changed_afterwards() -> None:

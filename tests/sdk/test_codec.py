@@ -1,5 +1,7 @@
 import inspect
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from tidegate import Array, EncodeError, InvalidInput, MalformedBody
-from tidegate.codec import Codec
+from tidegate.codec import Codec, NotAcceptable, UnsupportedMediaType
 
 
 class Point(msgspec.Struct):
@@ -141,7 +146,7 @@ def test_an_annotation_that_cannot_be_read_from_json_is_refused_when_the_handler
         (b"[[],[]]", "float64", (2, 0)),
     ],
 )
-@pytest.mark.parametrize("annotation", [np.ndarray, npt.NDArray[np.float64], Annotated[np.ndarray, Array()]])
+@pytest.mark.parametrize("annotation", [np.ndarray, npt.NDArray[Any], Annotated[np.ndarray, Array()]])
 def test_json_lists_become_arrays_of_float64_if_a_number_is_a_float_and_else_of_int64(
     annotation: Any, body: bytes, dtype: str, shape: tuple[int, ...]
 ) -> None:
@@ -200,11 +205,12 @@ def test_a_number_that_does_not_fit_into_the_promised_dtype_is_refused_without_a
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert refusal(Annotated[np.ndarray, Array(dtype)], body) == f"a number does not fit into {dtype}"
+        assert f"does not fit into {dtype} - at `$[" in refusal(Annotated[np.ndarray, Array(dtype)], body)
 
 
-def test_a_float_is_refused_where_whole_numbers_are_promised() -> None:
-    assert "whole numbers (int64)" in refusal(Annotated[np.ndarray, Array("int64")], b"[1.5]")
+def test_a_fraction_is_refused_where_whole_numbers_are_promised() -> None:
+    told = refusal(Annotated[np.ndarray, Array("int64")], b"[1.0,1.5]")
+    assert told == "1.5 does not fit into int64, which takes whole numbers - at `$[1]`"
 
 
 @pytest.mark.parametrize("annotation", [np.ndarray, torch.Tensor])
@@ -219,15 +225,25 @@ def test_ragged_lists_are_refused(annotation: Any, body: bytes) -> None:
         (b'"3"', "text"),
         (b"null", "null"),
         (b"{}", "an object"),
-        (b'["a"]', "text"),
-        (b"[1,2,null]", "null"),
-        (b'[[1],["2"]]', "text"),
-        (b'[1,{"a":1}]', "an object"),
-        (b"[18446744073709551616]", "a whole number of more than 64 bits"),
+        (b'["a"]', "text - at `$[0]`"),
+        (b"[1,2,null]", "null - at `$[2]`"),
+        (b'[[1],["2"]]', "text - at `$[1][0]`"),
+        (b'[1,{"a":1}]', "an object - at `$[1]`"),
+        (b"[1,true]", "true or false among numbers - at `$[1]`"),
     ],
 )
-def test_what_is_no_number_is_refused_by_its_name(body: bytes, found: str) -> None:
+def test_what_is_no_number_is_refused_by_its_name_and_place(body: bytes, found: str) -> None:
     assert refusal(np.ndarray, body) == f"expected an array of numbers, got {found}"
+
+
+@pytest.mark.parametrize("digits", [20, 400])
+def test_a_whole_number_beyond_64_bits_is_a_float_among_floats_and_else_refused(digits: int) -> None:
+    number = b"9" * digits
+    assert "at `$[1]`" in refusal(np.ndarray, b"[1," + number + b"]")
+    if digits == 20:
+        assert decoded(np.ndarray, b"[0.5," + number + b"]").tolist() == [0.5, float(number)]
+    else:
+        assert "all that float64 holds" in refusal(np.ndarray, b"[0.5," + number + b"]")
 
 
 def test_a_number_beyond_float64_is_refused_with_its_place() -> None:
@@ -379,6 +395,270 @@ def test_a_value_nested_without_end_is_an_error() -> None:
     assert "recursion" in unencodable(endless)
 
 
+# ---------------------------------------------------------------------- bodies of every type
+
+
+class Picture(msgspec.Struct):
+    pixels: Annotated[np.ndarray, Array("float32", (2,))]
+    name: str = ""
+
+
+def npy(array: np.ndarray) -> bytes:
+    return Codec().encode(array, "application/x-npy")[0]
+
+
+def msgpack(value: Any) -> bytes:
+    return Codec().encode_msgpack(value)
+
+
+def boundless(value: Any) -> str:
+    return repr(value.tolist() if isinstance(value, (np.ndarray, torch.Tensor)) else value)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "taken"),
+    [
+        (int, "json msgpack"),
+        (Point, "json msgpack form-data x-www-form-urlencoded"),
+        (dict[str, int], "json msgpack form-data x-www-form-urlencoded"),
+        (np.ndarray, "json msgpack x-npy"),
+        (np.ndarray | None, "json msgpack x-npy"),
+        (Annotated[np.ndarray, Array("int8", (2,))], "json msgpack x-npy octet-stream"),
+        (Annotated[np.ndarray, Array("int8", (None,))], "json msgpack x-npy"),
+        (Annotated[torch.Tensor, Array("bfloat16", (2,))], "json msgpack x-npy"),
+        (inspect.Parameter.empty, "json msgpack x-npy form-data x-www-form-urlencoded"),
+        (bytes, "octet-stream *"),
+    ],
+)
+def test_a_handler_tells_the_types_of_bodies_that_it_takes(annotation: Any, taken: str) -> None:
+    assert " ".join(media.partition("/")[2] for media in Codec(annotation).content_types) == taken
+
+
+@pytest.mark.parametrize(
+    ("annotation", "body", "content_type", "item"),
+    [
+        (int, b"3", None, "3"),
+        (int, b"3", "", "3"),
+        (int, b"3", "Application/JSON; charset=utf-8", "3"),
+        (int, b"3", "application/vnd.api+json", "3"),
+        (int, b"\xef\xbb\xbf3", None, "3"),
+        (int, b"\x03", "application/msgpack", "3"),
+        (Point, msgpack({"x": 3}), "application/x-msgpack", "Point(x=3, y=0)"),
+        (Point, b"x=3", "application/x-www-form-urlencoded", "Point(x=3, y=0)"),
+        (np.ndarray, npy(np.eye(2)), "application/x-npy", "[[1.0, 0.0], [0.0, 1.0]]"),
+        (np.ndarray | None, npy(np.eye(1)), "application/x-npy", "[[1.0]]"),
+        (np.ndarray | str, npy(np.eye(1)), "application/x-npy", "[[1.0]]"),
+        (torch.Tensor, npy(np.eye(1, dtype=">f8")), "application/x-npy", "[[1.0]]"),
+        (np.ndarray, msgpack(np.eye(1)), "application/msgpack", "[[1.0]]"),
+        (np.ndarray, msgpack([1, 2.5]), "application/msgpack", "[1.0, 2.5]"),
+        (Annotated[np.ndarray, Array("<i2", (2,))], b"\1\0\2\0", "application/octet-stream", "[1, 2]"),
+        (inspect.Parameter.empty, msgpack({"a": [np.eye(1), 1]}), "application/msgpack", "{'a': [array([[1.]]), 1]}"),
+        (inspect.Parameter.empty, npy(np.eye(1)), "application/x-npy", "[[1.0]]"),
+        (inspect.Parameter.empty, b"a=1", "application/x-www-form-urlencoded", "{'a': '1'}"),
+        (bytes, b"[1]", "application/json", "b'[1]'"),
+        (bytes, b"", None, "b''"),
+        (bytes, b"\xff", "image/png", "b'\\xff'"),
+        (Annotated[bytes, msgspec.Meta(max_length=1)], b"a", "text/plain", "b'a'"),
+    ],
+)
+def test_a_body_is_read_by_its_content_type(annotation: Any, body: bytes, content_type: Any, item: str) -> None:
+    assert boundless(Codec(annotation).decode(body, content_type)) == item
+
+
+@pytest.mark.parametrize(
+    "content_type", ["text/plain", "application/x-npy", "application/octet-stream", "x", "image/png;"]
+)
+def test_a_body_of_another_type_is_refused_with_the_types_that_are_taken(content_type: str) -> None:
+    with pytest.raises(UnsupportedMediaType) as caught:
+        Codec(list[int]).decode(b"[1]", content_type)
+    assert "takes application/json, application/msgpack, and" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    ("annotation", "body", "content_type", "status", "told"),
+    [
+        (int, b"", "application/msgpack", 400, "empty: send msgpack"),
+        (int, b"\xc1", "application/msgpack", 400, "byte 0"),
+        (int, b"\x01\x02", "application/msgpack", 400, "byte 1"),
+        (str, b"\xa1\xff", "application/msgpack", 400, "UTF-8"),
+        (Any, b"\xdd\xff\xff\xff\xff", "application/msgpack", 400, "truncated"),
+        (Any, b"\xc6\xff\xff\xff\xff", "application/msgpack", 400, "truncated"),
+        (Any, b"\x91" * 100_000, "application/msgpack", 400, "nested too deeply"),
+        (Any, b"\xd4\x05\x00", "application/msgpack", 422, "extension type 5"),
+        (Any, msgpack({"dtype": "O", "shape": [], "data": b""}), "application/msgpack", 422, "no dtype"),
+        (np.ndarray, b"", "application/x-npy", 400, "not an .npy file"),
+        (np.ndarray, npy(np.eye(2))[:-1], "application/x-npy", 422, "exactly 32 bytes"),
+        (Annotated[np.ndarray, Array("int8", (2, 3))], b"12345", "application/octet-stream", 422, "exactly 6 bytes"),
+        (Picture, b'{"pixels":[1]}', None, 422, "shape (2,), got (1,) - at `$.pixels`"),
+        (Picture, msgpack({"pixels": np.zeros(3)}), "application/msgpack", 422, "got (3,) - at `$.pixels`"),
+        (list[Picture], b'[{"pixels":[1,2]},{"pixels":["a"]}]', None, 422, "text - at `$[1].pixels[0]`"),
+        (Any, b"[1, NaN]", None, 400, "byte 4): JSON has no NaN"),
+        (Any, b"[-Infinity]", None, 400, "JSON has no NaN and no Infinity"),
+        (Any, b'{"a":"\xff"}', None, 400, "UTF-8 (byte 6)"),
+        (Any, b"\xef\xbb\xbf" * 1000, None, 400, "byte 0"),
+        (Literal["a"], b'"' + b"x" * 100_000 + b'"', None, 422, "…"),
+        (Annotated[bytes, msgspec.Meta(max_length=1)], b"ab", None, 422, "length <= 1"),
+    ],
+)
+def test_a_hostile_body_is_told_what_is_wrong(
+    annotation: Any, body: bytes, content_type: Any, status: int, told: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Codec(annotation).decode(body, content_type)
+    assert caught.value.status == status
+    assert told in caught.value.detail
+    assert len(caught.value.detail) < 700
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "item"),
+    [
+        (inspect.Parameter.empty, [1, {"a": None}], "[1, {'a': None}]"),
+        (int, 3, "3"),
+        (bytes, "aGk=", "b'hi'"),
+        (bytes, b"hi", "b'hi'"),
+        (Point, {"x": 3}, "Point(x=3, y=0)"),
+        (Point, Point(3), "Point(x=3, y=0)"),
+        (dict[int, str], {"3": "a"}, "{3: 'a'}"),
+        (np.ndarray, np.eye(1), "[[1.0]]"),
+        (np.ndarray, torch.eye(1), "[[1.0]]"),
+        (torch.Tensor, [1, 2], "[1, 2]"),
+    ],
+)
+def test_a_parsed_value_is_read_like_a_body(annotation: Any, value: Any, item: str) -> None:
+    assert boundless(Codec(annotation).decode_object(value)) == item
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "told"),
+    [
+        (int, "3", "Expected `int`, got `str`"),
+        (Picture, {"pixels": np.zeros(3)}, "shape (2,), got (3,) - at `$.pixels`"),
+        (np.ndarray, np.array(["a"]), "array of numbers"),
+    ],
+)
+def test_a_parsed_value_is_refused_like_a_body(annotation: Any, value: Any, told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        Codec(annotation).decode_object(value)
+    assert told in caught.value.detail
+
+
+def test_torch_is_imported_only_for_a_handler_that_takes_tensors() -> None:
+    code = (
+        "import sys, numpy as np\n"
+        "from tidegate.codec import Codec\n"
+        "for kind in (np.ndarray, dict[str, np.ndarray | None], int):\n"
+        "    codec = Codec(kind); codec.example(); codec.encode(np.zeros(2), 'application/x-npy')\n"
+        "assert 'torch' not in sys.modules and 'python_multipart' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ---------------------------------------------------------------------- answers of every type
+
+
+@pytest.mark.parametrize(
+    ("value", "accept", "body", "media"),
+    [
+        ([1], None, b"[1]", "json"),
+        ([1], "*/*", b"[1]", "json"),
+        ([1], "text/html, application/*;q=0.5", b"[1]", "json"),
+        ([1], "application/msgpack", b"\x91\x01", "msgpack"),
+        ([1], "application/x-msgpack", b"\x91\x01", "x-msgpack"),
+        (b"hi", None, b"hi", "octet-stream"),
+        (memoryview(b"hi"), "*/*", b"hi", "octet-stream"),
+        (b"hi", "application/json", b'"aGk="', "json"),
+        (b"hi", "application/json, text/plain, */*", b'"aGk="', "json"),
+        (b"hi", "application/msgpack", b"\xc4\x02hi", "msgpack"),
+        (np.float32(0.5), None, b"0.5", "json"),
+        (np.zeros(1), "application/x-npy;q=0.1, text/html", npy(np.zeros(1)), "x-npy"),
+        (torch.zeros(1, dtype=torch.float64), "application/x-npy", npy(np.zeros(1)), "x-npy"),
+    ],
+)
+def test_an_answer_has_the_type_that_the_caller_likes_best(value: Any, accept: Any, body: bytes, media: str) -> None:
+    assert Codec().encode(value, accept) == (body, f"application/{media}")
+
+
+@pytest.mark.parametrize(
+    ("value", "accept"), [([1], "application/x-npy"), ([1], "application/octet-stream"), (1, "a/b")]
+)
+def test_an_answer_of_no_acceptable_type_is_an_error_that_lists_those_there_are(value: Any, accept: str) -> None:
+    with pytest.raises(NotAcceptable, match="application/json, application/msgpack"):
+        Codec().encode(value, accept)
+
+
+def test_a_caller_that_accepts_nothing_at_all_is_refused_before_there_is_an_answer() -> None:
+    for accept in (None, "", "*/*", "application/x-npy", "application/octet-stream", "text/html, application/*;q=0.1"):
+        Codec.check_accept(accept)
+    with pytest.raises(NotAcceptable):
+        Codec.check_accept("text/html")
+
+
+def test_nan_in_an_answer_is_null_where_that_is_allowed() -> None:
+    assert Codec().encode([float("nan")], allow_nan=True) == (b"[null]", "application/json")
+    with pytest.raises(EncodeError):
+        Codec().encode([float("nan")])
+
+
+# ---------------------------------------------------------------------- there and back
+
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inside: st.lists(inside, max_size=4) | st.dictionaries(st.text(), inside, max_size=4),
+    max_leaves=20,
+)
+numbers = st.sampled_from(["bool", "int8", "uint16", "int64", "float16", "float32", "float64"]).flatmap(
+    lambda dtype: hnp.arrays(
+        dtype,
+        hnp.array_shapes(min_dims=0, max_dims=3, max_side=4),
+        elements={"allow_nan": False, "allow_infinity": False} if dtype.startswith("float") else None,
+    )
+)
+wire = st.sampled_from(["application/json", "application/msgpack"])
+
+
+@given(plain, wire)
+def test_any_plain_value_comes_back_as_it_was(value: Any, media: str) -> None:
+    body, told = Codec().encode(value, media)
+    assert told == media
+    # An object of exactly these fields is an array, and this one's may not fit.
+    assert Codec().decode(body, media) == value
+
+
+@given(
+    numbers,
+    st.sampled_from(["application/json", "application/msgpack", "application/x-npy", "application/octet-stream"]),
+)
+def test_any_array_comes_back_as_it_was(array: np.ndarray, media: str) -> None:
+    codec = Codec(Annotated[np.ndarray, Array(array.dtype.name, array.shape)])
+    body = array.tobytes() if media == "application/octet-stream" else codec.encode(array, media)[0]
+    found = codec.decode(body, media)
+    assert (found.dtype, found.shape) == (array.dtype, array.shape)
+    assert np.array_equal(found, array)
+
+
+@given(hnp.arrays("float32", (2,), elements={"allow_nan": False, "allow_infinity": False}), st.text(), wire)
+def test_any_object_with_an_array_comes_back_as_it_was(array: np.ndarray, name: str, media: str) -> None:
+    found = Codec(Picture).decode(*Codec(Picture).encode(Picture(array, name), media))
+    assert isinstance(found, Picture)
+    assert (found.name, found.pixels.tolist()) == (name, array.tolist())
+
+
+@given(
+    st.binary(max_size=100) | st.text().map(str.encode), st.sampled_from(["application/json", "application/msgpack"])
+)
+def test_no_bytes_are_more_than_a_refusal(body: bytes, media: str) -> None:
+    for annotation in (Any, np.ndarray, torch.Tensor, Picture, Annotated[np.ndarray, Array("uint8", (2,))], Question):
+        try:
+            Codec(annotation).decode(body, media)
+        except InvalidInput:
+            pass
+
+
 # ---------------------------------------------------------------------- examples
 
 
@@ -405,7 +685,7 @@ def test_an_example_decodes(annotation: Any) -> None:
 
 @pytest.mark.parametrize(
     "annotation",
-    [inspect.Parameter.empty, Point, Mapping[str, int], Annotated[np.ndarray, Array("float32", (224, 224, 3))]],
+    [inspect.Parameter.empty, bytes, Mapping[str, int], Annotated[np.ndarray, Array("float32", (224, 224, 3))]],
 )
 def test_there_is_no_example_where_only_the_author_could_give_one(annotation: Any) -> None:
     assert Codec(annotation).example() is None

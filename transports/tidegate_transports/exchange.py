@@ -8,17 +8,22 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import msgspec
 
-from tidegate import App, EncodeError, Handler, HandlerError, Refused, TidegateError
+from tidegate import END, App, EncodeError, Handler, HandlerError, Refused, TidegateError
+from tidegate.context import RequestInfo
+from tidegate_batching import Stream
 
 __all__ = ["Exchange", "Request", "Response"]
 
 log = logging.getLogger("tidegate.http")
+
+READER_PATIENCE = 30.0
+"""Seconds that a stream waits for a client that does not read."""
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 
@@ -35,12 +40,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What to send back."""
+    """What to send back: `body`, or where there are any the parts as they come; close `parts` when nobody reads on."""
 
     status: int
     body: bytes
     content_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
+    parts: AsyncGenerator[bytes] | None = None
 
 
 class Exchange:
@@ -67,9 +73,15 @@ class Exchange:
 
     async def _call(self, handler: Handler[..., object], request: Request, request_id: str) -> Response:
         try:
-            value = handler.codec.decode_json(request.body)
-            answer = await self._app.answer(handler.name, value)
-            body = handler.codec.encode_json(answer.value)
+            accept = request.headers.get("Accept")
+            info = RequestInfo(request_id, _forwarded(handler, request), READER_PATIENCE)
+            if not handler.streams:
+                handler.codec.check_accept(accept)
+            value = handler.codec.decode(request.body, request.headers.get("Content-Type"))
+            if handler.streams:
+                return await self._stream(handler, value, info)
+            answer = await self._app.answer(handler.name, value, info=info)
+            body, media_type = handler.codec.encode(answer.value, accept, allow_nan=handler.options.allow_nan)
         except TidegateError as error:
             return self._failed(handler, error, request_id)
         except Exception as error:  # noqa: BLE001 - a type of the user's may raise anything while it is read or written
@@ -77,9 +89,44 @@ class Exchange:
         timing = (
             f'queue;dur={answer.queued * 1e3:.3f}, run;dur={answer.ran * 1e3:.3f}, batch;desc="{answer.batch_size}"'
         )
-        return Response(200, body, headers={"Server-Timing": timing})
+        return Response(200, body, media_type, headers={"Server-Timing": timing})
+
+    async def _stream(self, handler: Handler[..., object], value: object, info: RequestInfo) -> Response:
+        chunks = self._app.stream(handler.name, value, info=info)
+        try:
+            # What fails before the first chunk still has a status to fail with.
+            first = await anext(chunks, END)
+        except BaseException:
+            await chunks.aclose()
+            raise
+        return Response(200, b"", "application/x-ndjson", parts=self._lines(handler, first, chunks, info.request_id))
+
+    async def _lines(
+        self, handler: Handler[..., object], first: object, chunks: Stream[object], request_id: str
+    ) -> AsyncGenerator[bytes]:
+        """A stream as JSON lines; the last says how it ended, so that a broken connection cannot look like an end."""
+        async with chunks:
+            try:
+                if first is not END:
+                    yield _chunk_line(handler, first)
+                    async for chunk in chunks:
+                        yield _chunk_line(handler, chunk)
+            except TidegateError as error:
+                failure = {
+                    "code": error.code,
+                    "status": error.status,
+                    "message": self._told(handler, error, request_id),
+                }
+                yield msgspec.json.encode({"error": failure}) + b"\n"
+            else:
+                yield b'{"end":true}\n'
 
     def _failed(self, handler: Handler[..., object], error: TidegateError, request_id: str) -> Response:
+        headers = {"Retry-After": f"{max(1, round(error.retry_after))}"} if isinstance(error, Refused) else {}
+        return problem(error.status, self._told(handler, error, request_id), error.code, request_id, headers)
+
+    def _told(self, handler: Handler[..., object], error: TidegateError, request_id: str) -> str:
+        """What the caller reads of an error; the log gets the rest."""
         detail = error.detail
         if isinstance(error, HandlerError):
             # The text may hold anything of the user's; callers get the id by which the log names it.
@@ -89,8 +136,7 @@ class Exchange:
             log.error(
                 "%s failed, request %s: %s", handler.name, request_id, error, exc_info=isinstance(error, EncodeError)
             )
-        headers = {"Retry-After": f"{max(1, round(error.retry_after))}"} if isinstance(error, Refused) else {}
-        return problem(error.status, detail, error.code, request_id, headers)
+        return detail
 
     def _built_in(self, request: Request, request_id: str) -> Response:
         if request.path != "/health":
@@ -99,6 +145,15 @@ class Exchange:
         if request.method not in ("GET", "HEAD"):
             return problem(405, "/health answers GET", "method-not-allowed", request_id, {"Allow": "GET, HEAD"})
         return Response(200, msgspec.json.encode({"status": "ok", "handlers": list(self._app.handlers)}))
+
+
+def _chunk_line(handler: Handler[..., object], chunk: object) -> bytes:
+    encoded = handler.codec.encode_json(chunk, allow_nan=handler.options.allow_nan)
+    return b'{"chunk":' + encoded + b"}\n"
+
+
+def _forwarded(handler: Handler[..., object], request: Request) -> dict[str, str]:
+    return {name: request.headers[name] for name in handler.options.forward_headers if name in request.headers}
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:

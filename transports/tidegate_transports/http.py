@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -13,7 +13,7 @@ from aiohttp.streams import StreamReader
 
 from tidegate import App
 from tidegate_transports.address import parse_address
-from tidegate_transports.exchange import Exchange, Request, problem, request_id_of
+from tidegate_transports.exchange import Exchange, Request, Response, problem, request_id_of
 
 __all__ = ["HTTPTransport"]
 
@@ -32,7 +32,7 @@ class HTTPTransport:
         """Listen until left; raises OSError when the address cannot be taken."""
         exchange = Exchange(app)
 
-        async def handle(request: web.BaseRequest) -> web.Response:
+        async def handle(request: web.BaseRequest) -> web.StreamResponse:
             try:
                 body = await _read(request)
             except web.HTTPRequestEntityTooLarge:
@@ -43,6 +43,8 @@ class HTTPTransport:
                 response = problem(400, detail, "malformed-body", request_id_of(request.headers))
             else:
                 response = await exchange.respond(Request(request.method, request.path, request.headers, body))
+            if response.parts is not None:
+                return await _send_parts(request, response, response.parts)
             return web.Response(
                 status=response.status, body=response.body, content_type=response.content_type, headers=response.headers
             )
@@ -60,6 +62,17 @@ class HTTPTransport:
             yield
         finally:
             await runner.cleanup()
+
+
+async def _send_parts(request: web.BaseRequest, response: Response, parts: AsyncGenerator[bytes]) -> web.StreamResponse:
+    streamed = web.StreamResponse(status=response.status, headers=response.headers)
+    streamed.content_type = response.content_type
+    async with aclosing(parts):
+        await streamed.prepare(request)
+        async for part in parts:
+            await streamed.write(part)
+    await streamed.write_eof()
+    return streamed
 
 
 async def _read(request: web.BaseRequest) -> bytes:
