@@ -1,20 +1,20 @@
 """What the core costs per request on asyncio: `python -m pytest benchmarks --benchmark-only`.
 
-`floor` is the same number of callers on a bare future each, with nothing in between: subtract it, or compare ratios,
-for the machine is never quiet. Budget: 7 us per request at batch 8 and more, 20 us at batch 1, waiter included, and
+`floor` is the same callers on a bare future each, answered in batches of the same size with nothing in between: what
+asyncio itself takes. Compare with it, for the machine is never quiet. Budget: 7 us per request at batch 8 and more, 20 us at batch 1, waiter included, and
 15 us per decision.
 """
 
 import asyncio
 import resource
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from tidegate_batching import Batch, Batcher, Item, Policy, Scheduler
+from tidegate_batching import Action, Batch, Batcher, Dispatch, Item, Policy, Scheduler
 
 REQUESTS = 20_000
 
@@ -40,34 +40,68 @@ def test_request_through_the_batcher(benchmark: BenchmarkFixture, size: int, cal
     _per_request(benchmark, serve)
 
 
-def test_floor_of_a_bare_future_per_request(benchmark: BenchmarkFixture) -> None:
+@pytest.mark.parametrize(("size", "callers"), [(64, 256), (8, 64), (1, 64), (1, 1)])
+def test_floor_of_a_bare_future_per_request(benchmark: BenchmarkFixture, size: int, callers: int) -> None:
     async def serve() -> None:
         loop = asyncio.get_running_loop()
         waiters: list[asyncio.Future[int]] = []
 
         def answer() -> None:
-            batch = waiters[:64]
-            del waiters[:64]
+            batch = waiters[:size]
+            del waiters[:size]
             for waiter in batch:
                 waiter.set_result(1)
             if waiters:
                 loop.call_soon(answer)
 
         async def caller() -> None:
-            for _ in range(REQUESTS // 256):
+            for _ in range(REQUESTS // callers):
                 waiter = loop.create_future()
                 waiters.append(waiter)
                 if len(waiters) == 1:
                     loop.call_soon(answer)
                 await waiter
 
-        await asyncio.gather(*(caller() for _ in range(256)))
+        await asyncio.gather(*(caller() for _ in range(callers)))
 
     _per_request(benchmark, serve)
 
 
-def test_decision_with_a_full_queue(benchmark: BenchmarkFixture) -> None:
-    """A batch of 32 ends and the next of 1,000 waiting items is formed: learning, settling and decision together."""
+@pytest.mark.parametrize("batch_timeout", [0, "auto"])
+def test_decision(benchmark: BenchmarkFixture, batch_timeout: Any) -> None:
+    """Nothing but the decision: 24 items wait, a slot has become free, one tick forms the batch or holds it."""
+    scheduler = Scheduler(Policy(max_batch_size=32, batch_timeout=batch_timeout))
+    now = 0.0
+    scheduler.slot_ready(0, now)
+    scheduler.slot_ready(1, now)
+
+    def advance(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    running: dict[int, int] = {}
+
+    def note(actions: Sequence[Action]) -> None:
+        running.update((action.slot, len(action.items)) for action in actions if isinstance(action, Dispatch))
+
+    def prepare() -> None:
+        for _ in range(24):
+            advance(1e-4)
+            note(scheduler.submit(Item(None, deadline=now + 30), now))
+        while not running:
+            advance(0.02)
+            note(scheduler.tick(now))
+        slot, size = running.popitem()
+        note(scheduler.complete(slot, [None] * size, now))
+
+    def decide() -> None:
+        note(scheduler.tick(now))
+
+    benchmark.pedantic(decide, setup=prepare, rounds=3000)
+
+
+def test_batch_of_32_ends_and_the_next_begins(benchmark: BenchmarkFixture) -> None:
+    """Among 1,000 that wait: learning, settling 32 items and the decision together, per batch."""
     scheduler = Scheduler(Policy(max_batch_size=32, max_queue_size=100_000))
     now = 0.0
     scheduler.slot_ready(0, now)

@@ -76,6 +76,8 @@ class Scheduler:
         self._preparation = ServiceTime()
         self._memory = MemoryCap(policy.max_batch_size)
         self._linger = linger(self._service)
+        self._max_queue_size = policy.max_queue_size
+        self._max_queue_bytes = policy.max_queue_bytes
         self._max_cost = inf if policy.max_batch_cost is None else policy.max_batch_cost
         # A cost may be tokens or seconds of audio; the service time is learned over thousandths of a full batch.
         self._load_per_cost = None if policy.max_batch_cost is None else 1000 / policy.max_batch_cost
@@ -100,22 +102,25 @@ class Scheduler:
 
     def submit(self, item: Item, now: float) -> Sequence[Action]:
         """A new item has come: it waits, or is refused at once."""
-        self._advance(now)
-        now = self._now
+        # Once per item, so nothing here is a call or a second look-up that need not be.
+        if now > self._now:
+            self._now = now
+        else:
+            now = self._now
+        deadline, nbytes = item.deadline, self._queued_bytes + item.nbytes
         if (
             self._refusing is not None
-            or self.waiting >= self.policy.max_queue_size
+            or self.waiting >= self._max_queue_size
             or not item.cost <= self._max_cost
-            or item.deadline <= now
-            or self._queued_bytes + item.nbytes > self.policy.max_queue_bytes
+            or deadline <= now
+            or nbytes > self._max_queue_bytes
         ):
             refusal = self._refusal(item)
             if refusal is not None:
                 return [self._settle(item, error=refusal)]
-        self._sequence += 1
-        item.sequence = self._sequence
+        self._sequence = item.sequence = sequence = self._sequence + 1
         item.arrived_at = now
-        item.key = (item.priority, item.deadline if item.deadline < inf else now + UNDATED, item.sequence)
+        item.key = (item.priority, deadline if deadline < inf else now + UNDATED, sequence)
         if self._auto:
             self._linger.arrived(now, to_idle=not self.waiting and bool(self._idle))
         self._expiry.arm(item)
@@ -125,7 +130,7 @@ class Scheduler:
         item.state = State.QUEUED
         lane.add(item)
         self.waiting += 1
-        self._queued_bytes += item.nbytes
+        self._queued_bytes = nbytes
         if self._idle:
             self.due = True
             return self._go_if_full(item.group)
