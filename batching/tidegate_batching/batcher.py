@@ -43,7 +43,7 @@ class Batch:
 
     @classmethod
     def of(cls, values: Iterable[Any]) -> Self:
-        """A batch of no batcher, for warming up and for tests; reports on it go nowhere."""
+        """A batch of no batcher, for warming up and for tests: there is nobody to report to."""
         batch = cls.__new__(cls)
         batch.items = [Item(value) for value in values]
         batch.values = [item.value for item in batch.items]
@@ -189,8 +189,8 @@ class Batcher(Generic[T, R]):
             self._apply(self._scheduler.cancel(item, self._backend.now()))
             raise
         finally:
-            # Estimates may keep the item a while; its input need not live as long.
-            item.value = None
+            # The heap of deadlines may keep the item a while; what came and went with it need not live as long.
+            item.value = item.waiter = None
         if outcome.error is not None:
             # One exception may answer a whole batch: without this each raise would grow the shared traceback.
             raise outcome.error.with_traceback(None)
@@ -256,10 +256,14 @@ class Batcher(Generic[T, R]):
             async with receive, send:
                 async for batch in receive:
                     try:
-                        result: Sequence[R | BaseException] | Exception = await function(batch.values)
-                    except Exception as error:  # noqa: BLE001 - whatever it raises is its batch's answer
+                        result: Sequence[R | BaseException] | BaseException = await function(batch.values)
+                    except BaseException as error:
+                        if self._tasks.cancel_scope.cancel_called:
+                            raise
                         result = error
                     batch.complete(result)
+                    # Nothing of the last batch may live on while the slot waits for the next.
+                    del batch, result
 
         self._tasks.start_soon(run)
         return self.add_slot(send.send_nowait)
@@ -307,8 +311,11 @@ class Batcher(Generic[T, R]):
             else:
                 item, outcome = action
                 self._recorder.settled(item, outcome.error)
-                if item.waiter is not None and not item.waiter.done():
-                    item.waiter.set_result(outcome)
+                waiter = item.waiter
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(outcome)
+                    if type(waiter) is Stream:
+                        item.value = item.waiter = None
         self._alarm.set(self._scheduler.wake_at())
         if self._closing and self._scheduler.drained:
             self._drained.set()

@@ -167,7 +167,7 @@ class HandlerError(TidegateError):
         """Describe a foreign exception and keep it as the cause."""
         kind = type(error)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        wrapped = cls(name, _text(error), "".join(traceback.format_exception(error)))
+        wrapped = cls(name, _text(error), _traceback(error))
         wrapped.__cause__ = error
         return wrapped
 
@@ -210,14 +210,25 @@ def from_foreign(error: BaseException) -> TidegateError:
         return error
     if isinstance(error, MemoryError) or _is_device_memory(error):
         return OutOfMemory(_text(error) or "out of memory")
-    status: Any = getattr(error, "status_code", None)
-    detail: Any = getattr(error, "detail", None)
-    # FastAPI's, Starlette's and LitServe's HTTPException keep their meaning without being imported here.
-    if isinstance(status, int) and not isinstance(status, bool) and 400 <= status <= 599 and detail is not None:
+    return _http_error(error) or HandlerError.wrap(error)
+
+
+# What follows asks an exception of the user's about itself. Its __str__, __getattr__ or notes may raise anything, and
+# an answer is owed all the same.
+
+
+def _http_error(error: BaseException) -> HTTPError | None:
+    """FastAPI's, Starlette's and LitServe's HTTPException keep their meaning without being imported here."""
+    try:
+        status: Any = getattr(error, "status_code", None)
+        detail: Any = getattr(error, "detail", None)
+        if not isinstance(status, int) or isinstance(status, bool) or not 400 <= status <= 599 or detail is None:
+            return None
         translated = HTTPError(status, str(detail))
-        translated.__cause__ = error
-        return translated
-    return HandlerError.wrap(error)
+    except Exception:  # noqa: BLE001 - see above
+        return None
+    translated.__cause__ = error
+    return translated
 
 
 def _is_device_memory(error: BaseException) -> bool:
@@ -242,5 +253,12 @@ def _text(error: BaseException) -> str:
     """What an exception says of itself, even if saying it fails."""
     try:
         return str(error)
-    except Exception as failure:  # noqa: BLE001 - the user's __str__ may raise anything, and somebody waits
+    except Exception as failure:  # noqa: BLE001 - see above
         return f"<no text: its __str__ raised {type(failure).__name__}>"
+
+
+def _traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception:  # noqa: BLE001 - see above
+        return "".join(traceback.format_tb(error.__traceback__))

@@ -223,6 +223,8 @@ class Scheduler:
             self._preparation.observe(flight.load, self._now - flight.sent_at)
             # Only what comes after counts as service time.
             flight.started_at = self._now
+            # The worker has hands free to prepare another.
+            self.due = self.due or bool(self.waiting)
         return ()
 
     def complete(self, slot: int, result: Sequence[Any] | BaseException, now: float) -> Sequence[Action]:
@@ -250,7 +252,7 @@ class Scheduler:
         )
         if self.waiting:
             self.due = True
-            if self._auto:
+            if self._auto and done.current is None:
                 self._linger.slot_freed(self._now)
             if len(self._lanes) == 1:
                 actions += self._go_if_full(next(iter(self._lanes)))
@@ -391,7 +393,7 @@ class Scheduler:
             self._now,
             self._unit(lane),
         )
-        # Each decision may add a little; together they stay below the ceiling.
+        # Whatever the learner says: each of its decisions may add a little, together they stay below the ceiling.
         return min(until, self._held_since + CEILING)
 
     def _prefetch(self, actions: list[Action]) -> None:

@@ -8,7 +8,7 @@ time than it loses; Nexus (SOSP '19) drops likewise, for a fixed batch size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import chain, islice
+from itertools import chain
 from math import inf
 from typing import NamedTuple
 
@@ -62,12 +62,13 @@ def choose(
         return Choice(late[:1], [])
     if now + MARGIN * predict(fit) <= earliest:
         return Choice(fit, late)
-    return _trade(fit, list(islice(rest, limit)), late, limit, max_cost, now, predict)
+    # All of them: those that can bear a full batch may stand behind many that cannot.
+    return _trade(fit, fit + list(rest), late, limit, max_cost, now, predict)
 
 
 def _trade(
     fit: list[Item],
-    spare: list[Item],
+    candidates: list[Item],
     late: list[Item],
     limit: int,
     max_cost: float,
@@ -77,24 +78,17 @@ def _trade(
     """Either a smaller batch that its most urgent item can bear, or a fuller one without the most urgent."""
     small = _longest_in_time(fit, now, predict)
     small_seconds = predict(small)
-    candidates = fit + spare
-    given_up: list[Item] = []
-    # Each round drops whoever cannot bear the batch as it is; the batch that remains is borne by all.
-    while True:
-        full = _within(candidates, limit, max_cost)
-        if not full:
-            break
-        seconds = predict(full)
-        ends = now + MARGIN * seconds
-        unable = [item for item in full if item.deadline < ends]
-        if not unable:
-            gain = (len(full) / seconds - len(small) / small_seconds) * seconds if small_seconds > 0 else 0.0
-            if gain > min(len(small), len(given_up)):
-                return Choice(full, late + given_up)
-            break
-        given_up += unable
-        dropped = set(unable)
-        candidates = [item for item in candidates if item not in dropped]
+    size = min(limit, len(candidates))
+    while size > len(small) and small_seconds > 0:
+        seconds = predict(candidates[:size])
+        full = _able(candidates, now + MARGIN * seconds, size, max_cost)
+        if len(full) == size:
+            chosen = set(full)
+            given_up = [item for item in candidates[: candidates.index(full[-1])] if item not in chosen]
+            gain = (size / seconds - len(small) / small_seconds) * seconds
+            return Choice(full, late + given_up) if gain > min(len(small), len(given_up)) else Choice(small, late)
+        # So few can bear so large a batch: a smaller one takes less time, and more can bear it.
+        size = max(len(full), size // 2)
     return Choice(small, late)
 
 
@@ -105,12 +99,17 @@ def _longest_in_time(items: list[Item], now: float, predict: Callable[[list[Item
     return items[:size]
 
 
-def _within(items: list[Item], limit: int, max_cost: float) -> list[Item]:
-    taken: list[Item] = []
+def _able(candidates: list[Item], ends: float, limit: int, max_cost: float) -> list[Item]:
+    """The first in order that can bear a batch which ends then."""
+    able: list[Item] = []
     cost = 0.0
-    for item in items[:limit]:
+    for item in candidates:
+        if item.deadline < ends:
+            continue
         cost += item.cost
         if cost > max_cost:
             break
-        taken.append(item)
-    return taken
+        able.append(item)
+        if len(able) == limit:
+            break
+    return able

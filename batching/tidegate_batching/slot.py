@@ -51,7 +51,7 @@ class Slot:
 
     def takes_another(self) -> bool:
         """Whether a second batch may be sent ahead."""
-        return self.prefetch and self.current is not None and self.following is None
+        return self.prefetch and self.following is None and self.current is not None and self.current.prepared
 
     def ends_at(self, service: ServiceTime) -> float:
         """When everything that was sent to this slot should be done."""

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import random
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -278,6 +279,7 @@ async def test_what_is_said_of_a_second_batch_is_heard_when_the_first_has_ended(
                 batch.complete([value])
             callers.submit(5)
             running = await worker.begun(5)
+            running.prepared()
             callers.submit(6)
             ahead = await worker.begun(6)
             ahead.complete([6])
@@ -560,3 +562,64 @@ async def test_an_exception_that_cannot_even_say_what_it_is_still_answers_its_ca
         batcher.add_function(fail)
         with pytest.raises(HandlerError, match="its __str__ raised ValueError"):
             await batcher.submit(1)
+
+
+async def test_an_exception_with_hostile_attributes_answers_its_caller_and_spares_its_neighbours() -> None:
+    class Lookup(Exception):
+        def __getattr__(self, name: str) -> Any:
+            raise KeyError(name)
+
+    async def fail(values: list[int]) -> list[Any]:
+        if len(values) == 1:
+            raise Lookup
+        return [Lookup() if value == 2 else value for value in values]
+
+    async with Batcher[int, int](Policy(max_batch_size=3, batch_timeout=60)) as batcher:
+        batcher.add_function(fail)
+        async with anyio.create_task_group() as tasks:
+            callers = Callers(tasks, batcher)
+            for value in (1, 2, 3):
+                await callers.queue(value)
+    assert (callers.results.pop(1), callers.results.pop(3)) == (1, 3)
+    assert isinstance(callers.results[2], HandlerError)
+
+
+async def test_a_function_whose_inner_task_was_cancelled_fails_its_batch_and_the_slot_lives_on() -> None:
+    async def fail(values: list[int]) -> list[int]:
+        if values == [1]:
+            raise asyncio.CancelledError
+        return values
+
+    async with Batcher[int, int](Policy(batch_timeout=0)) as batcher:
+        batcher.add_function(fail)
+        with pytest.raises(HandlerError, match="CancelledError"):
+            await batcher.submit(1)
+        assert await batcher.submit(2) == 2
+
+
+async def test_an_answered_items_output_is_not_kept_behind_one_that_still_waits() -> None:
+    class Output:
+        pass
+
+    kept: list[weakref.ref[Output]] = []
+
+    async def answer(values: list[int]) -> list[Any]:
+        outputs = [Output() for _ in values]
+        kept.extend(map(weakref.ref, outputs))
+        return outputs
+
+    worker = Worker()
+    async with Batcher[int, Any](Policy(batch_timeout=0)) as batcher:
+        batcher.add_slot(worker.start)
+        async with anyio.create_task_group() as tasks:
+            callers = Callers(tasks, batcher)
+            await callers.queue("slow", timeout=10)
+            slow = await worker.begun(1)
+            batcher.add_function(answer)
+            for value in range(3):
+                await batcher.submit(value, timeout=20)
+            # What woke this task still holds the last one.
+            await anyio.lowlevel.checkpoint()
+            gc.collect()
+            assert [reference() for reference in kept] == [None, None, None]
+            slow.complete([1])

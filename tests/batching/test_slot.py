@@ -29,6 +29,8 @@ def test_a_slot_takes_another_batch_only_behind_a_running_one_and_only_where_it_
     slot, plain = Slot(0, True, []), Slot(1, False, [])
     assert not slot.takes_another()
     slot.current = plain.current = flight()
+    assert not slot.takes_another()
+    slot.current.prepared = True
     assert slot.takes_another()
     assert not plain.takes_another()
     slot.following = flight()
