@@ -15,6 +15,9 @@ from tidegate.handler import Handler, handler_of, is_handler
 __all__ = ["TargetError", "find_handlers"]
 
 
+_LOADED = "__tidegate_loaded__"
+
+
 class TargetError(Exception):
     """What was looked for is not there; the text says what is."""
 
@@ -53,7 +56,12 @@ def _from_file(path: Path) -> ModuleType:
     folder = str(path.parent.resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # `app.py:one app.py:two` runs the file once.
+    place = str(path.resolve())
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType) and vars(module).get("__file__") == place and vars(module).get(_LOADED):
+            return module
+    spec = importlib.util.spec_from_file_location(path.stem, place)
     if spec is None or spec.loader is None:
         raise TargetError(f"{path} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
@@ -67,6 +75,7 @@ def _from_file(path: Path) -> ModuleType:
         if shadowed is not None:
             sys.modules[path.stem] = shadowed
         raise
+    vars(module)[_LOADED] = True
     return module
 
 

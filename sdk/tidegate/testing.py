@@ -34,7 +34,7 @@ def serve_batch(
 
 
 def request(handler: Handler[..., Any] | type, bodies: Iterable[bytes]) -> list[bytes]:
-    """Request bodies to response bodies, JSON on both sides: decoding, hooks, batch and encoding as over HTTP.
+    """Request bodies to response bodies as over HTTP without headers: decoding, hooks, batch and encoding.
 
     Raises `TidegateError` where a door would answer with an error.
 
@@ -46,5 +46,6 @@ def request(handler: Handler[..., Any] | type, bodies: Iterable[bytes]) -> list[
         >>> request(shout, [b'"hello"'])
         [b'"HELLO"']
     """
-    codec = handler_of(handler).codec
-    return [codec.encode_json(output) for output in serve_batch(handler, [codec.decode_json(body) for body in bodies])]
+    known = handler_of(handler)
+    outputs = serve_batch(handler, [known.codec.decode(body) for body in bodies])
+    return [known.codec.encode(output, allow_nan=known.options.allow_nan)[0] for output in outputs]

@@ -1,6 +1,7 @@
 import json
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -282,3 +283,22 @@ def test_two_responses_do_not_share_their_headers() -> None:
     one.headers["X-One"] = "1"
     assert other.headers == {}
     assert replace(one, status=201).status == 201
+
+
+async def test_closing_a_streams_parts_before_the_first_ends_its_item() -> None:
+    @serve
+    def forever(n: int) -> Iterator[int]:
+        while True:
+            yield n
+
+    async with App(forever) as app:
+        response = await Exchange(app).respond(Request("POST", "/forever", {}, b"1"))
+        assert response.parts is not None
+        await response.parts.aclose()
+        assert app.statistics()["forever"].outcomes == {"cancelled": 1}
+
+
+async def test_text_that_is_no_utf_8_is_told_as_well_as_it_can_be() -> None:
+    async with App(double) as app:
+        response = await asked(app, Content_Type="a/\udcff")
+    assert (response.status, "a/?" in document(response)["detail"]) == (415, True)

@@ -38,6 +38,23 @@ class Request:
     body: bytes
 
 
+class Parts:
+    """A stream's bytes as they come. Closing takes its item out of the running batch, whether or not it was read."""
+
+    def __init__(self, lines: AsyncGenerator[bytes], chunks: Stream[object]) -> None:
+        self._lines = lines
+        self._chunks = chunks
+
+    def __aiter__(self) -> AsyncGenerator[bytes]:
+        return self._lines
+
+    async def aclose(self) -> None:
+        """Read no further."""
+        await self._lines.aclose()
+        # A generator that was never begun has not seen its own `finally`.
+        await self._chunks.aclose()
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
     """What to send back: `body`, or where there are any the parts as they come; close `parts` when nobody reads on."""
@@ -46,7 +63,7 @@ class Response:
     body: bytes
     content_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
-    parts: AsyncGenerator[bytes] | None = None
+    parts: Parts | None = None
 
 
 class Exchange:
@@ -99,7 +116,8 @@ class Exchange:
         except BaseException:
             await chunks.aclose()
             raise
-        return Response(200, b"", "application/x-ndjson", parts=self._lines(handler, first, chunks, info.request_id))
+        parts = Parts(self._lines(handler, first, chunks, info.request_id), chunks)
+        return Response(200, b"", "application/x-ndjson", parts=parts)
 
     async def _lines(
         self, handler: Handler[..., object], first: object, chunks: Stream[object], request_id: str
@@ -156,6 +174,11 @@ def _forwarded(handler: Handler[..., object], request: Request) -> dict[str, str
     return {name: request.headers[name] for name in handler.options.forward_headers if name in request.headers}
 
 
+def _printable(text: str) -> str:
+    """Text that UTF-8 can write: a header or a file name may have brought half a surrogate pair along."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def request_id_of(headers: Mapping[str, str]) -> str:
     """The caller's own id where it is safe to log and echo, else a new one."""
     request_id = headers.get("X-Request-Id", "")
@@ -172,7 +195,7 @@ def problem(status: int, detail: str, code: str, request_id: str, headers: dict[
         "type": "about:blank",
         "title": title,
         "status": status,
-        "detail": detail,
+        "detail": _printable(detail),
         "code": code,
         "request_id": request_id,
     }

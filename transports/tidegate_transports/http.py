@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 from aiohttp import HttpVersion11, web
@@ -13,9 +13,12 @@ from aiohttp.streams import StreamReader
 
 from tidegate import App
 from tidegate_transports.address import parse_address
-from tidegate_transports.exchange import Exchange, Request, Response, problem, request_id_of
+from tidegate_transports.exchange import Exchange, Parts, Request, Response, problem, request_id_of
 
 __all__ = ["HTTPTransport"]
+
+DRAIN_TIMEOUT = 10.0
+"""Seconds that requests in flight have to end when the door closes; aiohttp spends them once more after cancelling."""
 
 MAX_BODY = 32 * 1024 * 1024
 
@@ -51,8 +54,8 @@ class HTTPTransport:
 
         # The low-level server has no router, middleware or signals to pass through on the way.
         # A client that hangs up cancels its handler, and with that its place in the queue.
-        server = web.Server(handle, request_factory=_request, handler_cancellation=True)
-        runner = web.ServerRunner(server, access_log=None)
+        server = web.Server(handle, request_factory=_request, handler_cancellation=True, access_log=None)
+        runner = web.ServerRunner(server, shutdown_timeout=DRAIN_TIMEOUT)
         await runner.setup()
         try:
             site = web.TCPSite(runner, self._address.host, self._address.port)
@@ -64,7 +67,7 @@ class HTTPTransport:
             await runner.cleanup()
 
 
-async def _send_parts(request: web.BaseRequest, response: Response, parts: AsyncGenerator[bytes]) -> web.StreamResponse:
+async def _send_parts(request: web.BaseRequest, response: Response, parts: Parts) -> web.StreamResponse:
     streamed = web.StreamResponse(status=response.status, headers=response.headers)
     streamed.content_type = response.content_type
     async with aclosing(parts):

@@ -40,7 +40,8 @@ def serve(targets: tuple[str, ...], http: str) -> None:
       tidegate serve app.py:square --http :9000
     """
     try:
-        handlers = [handler for target in targets for handler in find_handlers(target)]
+        found = [handler for target in targets for handler in find_handlers(target)]
+        handlers = list({id(handler): handler for handler in found}.values())  # `app.py app.py:name` names one twice
     except TargetError as error:
         _stop(2, f"Error: {error}")
     except Exception as error:  # noqa: BLE001 - whatever the user's module raises
@@ -86,9 +87,17 @@ def _show(app: App) -> None:
 
 
 def _curl(url: str, handler: Handler[..., Any]) -> str:
+    return f"curl {url}{handler.options.path} {_curl_body(handler)}"
+
+
+def _curl_body(handler: Handler[..., Any]) -> str:
+    if handler.codec.annotation is bytes:
+        return "--data-binary @input"
     example = handler.options.warmup
-    example = example() if callable(example) else example
-    if example is None:
-        example = handler.codec.example()
-    body = shlex.quote(handler.codec.encode_json(example).decode()) if example is not None else "@input.json"
-    return f"curl {url}{handler.options.path} --json {body}"
+    try:
+        example = example() if callable(example) else example
+        example = handler.codec.example() if example is None else example
+        body = handler.codec.encode_json(example, allow_nan=handler.options.allow_nan).decode()
+    except Exception:  # noqa: BLE001 - an example that cannot be shown is no reason not to serve
+        example = None
+    return f"--json {shlex.quote(body)}" if example is not None else "--json @input.json"

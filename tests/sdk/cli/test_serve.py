@@ -184,7 +184,6 @@ def test_what_the_user_sees_of_a_failing_request_has_the_traceback_and_its_id(se
         (["ap"], "'ap'", "sys.path"),
         (["package.missing"], "'package.missing'", "sys.path"),
         (["bare.py"], "no handler in bare.py", "embed"),
-        (["app.py", "app.py:square"], "'square'", "name="),
         (["app.py", "--http", "nonsense"], "'nonsense'", "HOST:PORT"),
         (["app.py", "--http", "127.0.0.1:65536"], "'127.0.0.1:65536'", "HOST:PORT"),
     ],
@@ -267,3 +266,23 @@ def test_help_names_what_can_be_served_and_where(arguments: list[str], tidegate:
 
 def test_curl_is_there_for_these_tests() -> None:
     assert shutil.which("curl")
+
+
+def test_a_file_that_is_named_twice_runs_once_and_serves_each_handler_once(serving: Serving, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "from pathlib import Path\nfrom tidegate import serve\n"
+        "with Path('runs').open('a') as runs:\n    runs.write('x')\n"
+        "@serve\ndef one(x: int) -> int:\n    return x\n@serve\ndef two(x: int) -> int:\n    return x\n"
+    )
+    with serving("app.py:one", "app.py", "app.py:two", cwd=tmp_path) as (_, printed):
+        assert sum("/one" in line and "POST" in line for line in printed) == 1
+    assert (tmp_path / "runs").read_text() == "x"
+
+
+def test_an_example_that_cannot_be_written_is_no_reason_not_to_serve(serving: Serving, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        "import numpy as np\nfrom tidegate import serve\n"
+        "@serve(max_batch_size=2, warmup=np.full(3, np.nan))\ndef double(x: np.ndarray) -> np.ndarray:\n    return x * 2\n"
+    )
+    with serving("app.py", cwd=tmp_path) as (_, printed):
+        assert printed[-1].endswith("/double --json @input.json")
