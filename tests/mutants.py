@@ -33,10 +33,10 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     # what comes in
-    Mutant("the clock may step back", "scheduler", "if now > self._now:", "if True:"),
+    Mutant("the clock may step back", "scheduler", "or reorder arrivals.\n        if now > self._now:", "or reorder arrivals.\n        if True:"),
     Mutant("priority does not count", "scheduler", "item.key = (item.priority,", "item.key = (0,"),
-    Mutant("the queue takes one too many", "scheduler", "or self.waiting >= self.policy", "or self.waiting > self.policy"),
-    Mutant("bytes are not bounded", "scheduler", "> self.policy.max_queue_bytes\n", "> 10**30\n"),
+    Mutant("the queue takes one too many", "scheduler", "or self.waiting >= self._max_queue_size", "or self.waiting > self._max_queue_size"),
+    Mutant("bytes are not bounded", "scheduler", "or nbytes > self._max_queue_bytes", "or nbytes > 10**30"),
     Mutant("bytes are never given back", "scheduler", "self._queued_bytes -= nbytes", "pass"),
     Mutant("cancelled twice", "scheduler", "if item.state is State.SETTLED or item.state", "if item.state"),
     Mutant("a chunk disarms nothing", "scheduler", "item.deadline = inf\n", "pass\n"),
@@ -62,8 +62,8 @@ MUTANTS = [
     Mutant("a stream's old deadline counts", "expiry", " and item.deadline == deadline", ""),
     Mutant("settled deadlines are remembered", "expiry", "2 * self._dead > len(self._heap)", "False"),
     Mutant("shedding leaves a slot idle", "shedding", "Choice(late[:1], [])", "Choice([], late)"),
-    Mutant("the urgent are given up for nothing", "shedding", "if gain > min(len(small), len(given_up)):", "if True:"),
-    Mutant("the urgent are never given up", "shedding", "if gain > min(len(small), len(given_up)):", "if False:"),
+    Mutant("the urgent are given up for nothing", "shedding", "if gain > min(len(small), len(given_up)) else", "if True else"),
+    Mutant("the urgent are never given up", "shedding", "if gain > min(len(small), len(given_up)) else", "if False else"),
     Mutant("the costliest batch has no limit", "shedding", "        if cost > max_cost:\n            rest",
            "        if False:\n            rest"),
     Mutant("warm-up runs refuse", "scheduler", "if self._service.observations == 0:\n            return 0.0",

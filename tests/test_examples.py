@@ -71,3 +71,18 @@ def test_the_digit_classifier_trains_serves_answers_64_callers_in_batches_and_st
     with serving(target, env=environment) as (process, printed):
         assert paste(printed) == (200, answer)
     assert (cache / "tidegate-examples" / "digits.pt").stat().st_mtime_ns == trained
+
+
+def test_the_three_ways_of_batching_run_as_they_are() -> None:
+    script = EXAMPLES / "three_ways_of_batching.py"
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", str(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    blocks = dict(zip(*[iter(re.split(r"^(\w+)$", ran.stdout, flags=re.MULTILINE)[1:])] * 2, strict=True))
+    outputs = {name: [line.split(" -> ")[1] for line in body.strip().splitlines()] for name, body in blocks.items()}
+    squares, means = ["[1.0, 4.0]", "[9.0, 16.0]"], ["{'mean': 2.0}", "{'mean': 4.0}"]
+    softmaxes = ["[0.09, 0.245, 0.665]", "[1.0]"]
+    expected = {"square": squares, "mean": means, "softmax": softmaxes}
+    assert outputs == {f"{name}_{kind}": lines for name, lines in expected.items() for kind in ("numpy", "torch")}
+    assert "python examples/three_ways_of_batching.py" in script.read_text()

@@ -49,7 +49,15 @@ __all__ = [
 
 
 class TidegateError(Exception):
-    """Root of the tree: catch this to catch everything that tidegate raises for a request."""
+    """Root of the tree: catch this to catch everything that tidegate raises for a request.
+
+    Example:
+        >>> try:
+        ...     raise HTTPError(404, "no such speaker")
+        ... except TidegateError as error:
+        ...     error.code, error.status, error.detail
+        ('handler-refused', 404, 'no such speaker')
+    """
 
     code: ClassVar[str] = "internal-error"
     status: int = 500
@@ -60,21 +68,32 @@ class TidegateError(Exception):
     @property
     def detail(self) -> str:
         """What a caller may read."""
-        return str(self.args[0]) if self.args and self.args[0] else (type(self).__doc__ or "").strip().rstrip(".")
+        first_line = (type(self).__doc__ or "").strip().partition("\n")[0]
+        return str(self.args[0]) if self.args and self.args[0] else first_line.rstrip(".")
 
     def __str__(self) -> str:
         return self.detail
 
 
 class InvalidInput(TidegateError):
-    """The input is not what the handler takes."""
+    """The input is not what the handler takes.
+
+    Example:
+        >>> InvalidInput("`$.text`: expected `str`, got `int`").status
+        422
+    """
 
     code = "invalid-input"
     status = 422
 
 
 class TooCostly(InvalidInput):
-    """One item alone costs more than a whole batch may."""
+    """One item alone costs more than a whole batch may.
+
+    Example:
+        >>> TooCostly(5000, 4096).detail
+        'this input costs 5000, and a whole batch may cost 4096 (max_batch_cost)'
+    """
 
     code = "too-costly"
 
@@ -85,7 +104,13 @@ class TooCostly(InvalidInput):
 
 
 class HTTPError(TidegateError):
-    """The handler's own verdict: `raise HTTPError(404, "no such speaker")`."""
+    """The handler's own verdict: `raise HTTPError(404, "no such speaker")`.
+
+    Example:
+        >>> error = HTTPError(404, "no such speaker")
+        >>> error.status, error.detail
+        (404, 'no such speaker')
+    """
 
     code = "handler-refused"
 
@@ -97,7 +122,12 @@ class HTTPError(TidegateError):
 
 
 class Refused(TidegateError):
-    """The service cannot take the request now; `retry_after` (seconds) says when to try again."""
+    """The service cannot take the request now; `retry_after` (seconds) says when to try again.
+
+    Example:
+        >>> Overloaded(retry_after=2.5).retry_after, isinstance(Overloaded(), Refused)
+        (2.5, True)
+    """
 
     code = "refused"
     status = 503
@@ -108,40 +138,70 @@ class Refused(TidegateError):
 
 
 class Overloaded(Refused):
-    """The queue is full."""
+    """The queue is full.
+
+    Example:
+        >>> Overloaded().status, str(Overloaded())
+        (429, 'The queue is full')
+    """
 
     code = "overloaded"
     status = 429
 
 
 class Unavailable(Refused):
-    """No worker is alive."""
+    """No worker is alive.
+
+    Example:
+        >>> Unavailable().status, str(Unavailable())
+        (503, 'No worker is alive')
+    """
 
     code = "unavailable"
 
 
 class Closed(Refused):
-    """The service is shutting down."""
+    """The service is shutting down.
+
+    Example:
+        >>> Closed().status, str(Closed())
+        (503, 'The service is shutting down')
+    """
 
     code = "closed"
 
 
 class SlowReader(TidegateError):
-    """The stream was not read fast enough."""
+    """The stream was not read fast enough.
+
+    Example:
+        >>> SlowReader().status, SlowReader().code
+        (408, 'slow-reader')
+    """
 
     code = "slow-reader"
     status = 408
 
 
 class DeadlineExceeded(TidegateError):
-    """There was no answer within the request's timeout."""
+    """There was no answer within the request's timeout.
+
+    Example:
+        >>> DeadlineExceeded().status, DeadlineExceeded().code
+        (504, 'deadline-exceeded')
+    """
 
     code = "deadline-exceeded"
     status = 504
 
 
 class Cancelled(TidegateError):
-    """The caller went away before there was an answer."""
+    """The caller went away before there was an answer.
+
+    Example:
+        >>> Cancelled().status, Cancelled().code
+        (499, 'cancelled')
+    """
 
     code = "cancelled"
     status = 499
@@ -152,6 +212,11 @@ class HandlerError(TidegateError):
 
     Callers on the wire read "internal error" only; `type_name`, `text` and `traceback` are for logs and for callers in
     the same process, where `__cause__` is the original as long as the worker is a thread.
+
+    Example:
+        >>> error = HandlerError.wrap(ZeroDivisionError("division by zero"))
+        >>> error.type_name, error.text, type(error.__cause__)
+        ('ZeroDivisionError', 'division by zero', <class 'ZeroDivisionError'>)
     """
 
     code = "handler-error"
@@ -173,7 +238,12 @@ class HandlerError(TidegateError):
 
 
 class BatchSizeMismatch(TidegateError):
-    """The handler returned more or fewer outputs than it got inputs."""
+    """The handler returned more or fewer outputs than it got inputs.
+
+    Example:
+        >>> BatchSizeMismatch(4, 3).detail
+        "the handler got 4 items and returned 3 outputs: return one per item, in the items' order"
+    """
 
     code = "batch-size-mismatch"
 
@@ -186,13 +256,23 @@ class BatchSizeMismatch(TidegateError):
 
 
 class OutOfMemory(TidegateError):
-    """The item did not fit into the device's memory."""
+    """The item did not fit into the device's memory.
+
+    Example:
+        >>> OutOfMemory().status, OutOfMemory().code
+        (500, 'out-of-memory')
+    """
 
     code = "out-of-memory"
 
 
 class WorkerDied(TidegateError):
-    """The worker's process ended while it ran this item."""
+    """The worker's process ended while it ran this item.
+
+    Example:
+        >>> WorkerDied().status, WorkerDied().code
+        (500, 'worker-died')
+    """
 
     code = "worker-died"
 

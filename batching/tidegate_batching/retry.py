@@ -23,6 +23,8 @@ __all__ = ["Group", "Isolation", "MemoryCap", "Verdict", "singles_are_cheaper"]
 
 T = TypeVar("T")
 
+_WORTHWHILE = 0.001  # seconds that singles must save: the times of tiny calls are noise, and halves are fewer calls
+
 
 class _Stage(Enum):
     RUNNING = auto()
@@ -220,7 +222,8 @@ def singles_are_cheaper(size: int, predict: Callable[[int], float]) -> bool:
     while rest > 1:
         halving += predict(rest // 2) + predict(rest - rest // 2)
         rest -= rest // 2  # the culprit sits in the larger half at worst
-    return 0 < size * predict(1) < halving
+    singles = size * predict(1)
+    return 0 < singles and singles + _WORTHWHILE < halving
 
 
 class MemoryCap:

@@ -36,6 +36,12 @@ class Statistics:
     by "ok" or the error's `code`. batch_sizes: size -> batches. released: `Release` value -> batches. rerun: items
     that ran once more after a failure. queue_seconds, run_seconds: per answered item, arrival to last dispatch and
     last dispatch to answer.
+
+    Example:
+        >>> from tidegate_batching.statistics import Recorder
+        >>> snapshot = Recorder().snapshot(waiting=0, running=0)
+        >>> snapshot.batches, snapshot.mean_batch_size, dict(snapshot.outcomes)
+        (0, 0.0, {})
     """
 
     waiting: int

@@ -109,12 +109,12 @@ def serve(target: Any = None, /, *, name: str | None = None, **options: Any) -> 
         near = difflib.get_close_matches(unknown, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}"
         raise TypeError(f"serve has no argument {unknown!r}; {hint}")
-    if "forward_headers" in options and not isinstance(options["forward_headers"], str):
-        options["forward_headers"] = tuple(options["forward_headers"])
 
     def record(target: Any) -> Any:
         if not callable(target):
             raise TypeError(f"serve got {target!r}: decorate a function or a class")
+        if isinstance(target, Handler):
+            raise TypeError(f"serve got {target!r}, which is a handler already: decorate a function once")
         chosen = Options(name=getattr(target, "__name__", "") if name is None else name, **options)
         if inspect.isclass(target):
             mark_class(target, chosen)

@@ -7,14 +7,15 @@ like plain calls.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from tidegate.collate import group_of, split, stack
 from tidegate.context import BatchContext, ItemContext, running_batch
 from tidegate.handler import Handler
 from tidegate.sentinels import END, SKIP, Sentinel
-from tidegate_batching import Batch, BatchSizeMismatch, InvalidInput, TidegateError
+from tidegate_batching import Batch, BatchSizeMismatch, HandlerError, InvalidInput, TidegateError
 from tidegate_batching.errors import from_foreign
 
 __all__ = ["Execution", "Prepared", "drive"]
@@ -25,14 +26,15 @@ Hook = Callable[[Any, Any], Any]
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that has nothing to wait for."""
+    """Run a coroutine that has nothing to wait for; where it waits all the same, it gets a RuntimeError."""
     try:
         coroutine.send(None)
+        while True:
+            # Raised where the hook was called, so that it fails what any exception of that hook would fail.
+            coroutine.throw(RuntimeError("a plain function returned an awaitable: write it as `async def`"))
     except StopIteration as stop:
         result: T = stop.value
         return result
-    coroutine.close()
-    raise RuntimeError("a plain function returned an awaitable: write it as `async def`")
 
 
 class Prepared:
@@ -48,6 +50,11 @@ class Prepared:
     def alive(self) -> list[int]:
         """The places of the items that are still to be run."""
         return [i for i, value in enumerate(self.inputs) if not isinstance(value, BaseException)]
+
+    def part(self, places: list[int]) -> BatchContext:
+        """The batch as the function sees it that gets the items in these places."""
+        items = self.context.items
+        return BatchContext(self.context.device, [items[place] for place in places])
 
 
 class Execution:
@@ -85,21 +92,22 @@ class Execution:
         self._encode = self._bound("encode_response")
         self._batch = self._bound("batch")
         self._unbatch = self._bound("unbatch")
-        self._function = self._bind(self._instance.predict if self._handler.is_class else self._handler.function)
+        function = self._instance.predict if self._handler.is_class else self._handler.function
+        self._function = self._bind("function", function)
         await self._warm_up()
 
     async def stop(self) -> None:
         """Run `teardown`; raises what it raises."""
         if self._options.teardown is not None:
             hook = self._instance.teardown if self._handler.is_class else self._options.teardown
-            await _awaited(hook(*self._state) if _required(hook) else hook())
+            await _awaited(hook(*self._state) if self._handler.takes("teardown").state else hook())
 
     # ------------------------------------------------------------------ one batch
 
     async def decode(self, batch: Batch) -> Prepared:
         """The items as the function's batch will see them; a hook's failure is its item's alone."""
         context = BatchContext(self._device, [ItemContext(item) for item in batch.items])
-        prepared = Prepared(batch, context, batch.values)
+        prepared = Prepared(batch, context, list(batch.values))
         if self._decode is None:
             return prepared
         running_batch.set(context)
@@ -112,10 +120,17 @@ class Execution:
 
     async def run(self, prepared: Prepared) -> list[Any]:
         """One output, or exception instance, per item; raises what the batch hooks or the function raise."""
-        running_batch.set(prepared.context)
         outputs = list(prepared.inputs)
-        for places in self._groups(prepared):
-            for place, output in zip(places, await self._run_group(prepared, places), strict=True):
+        groups = self._groups(prepared)
+        for places in groups:
+            try:
+                results = await self._run_group(prepared, places)
+            except BaseException as error:
+                # The batch's halves would be run to find out what is known here already.
+                if len(groups) == 1 or (len(places) > 1 and self._options.isolate_errors):
+                    raise
+                results = [error] * len(places)
+            for place, output in zip(places, results, strict=True):
                 outputs[place] = output
         return outputs
 
@@ -133,22 +148,25 @@ class Execution:
                 outputs[i] = error
         return outputs
 
-    async def chunks(self, prepared: Prepared) -> AsyncIterator[list[Any]]:
+    async def chunks(self, prepared: Prepared) -> AsyncGenerator[list[Any], None]:
         """For each step of a stream one chunk, END, SKIP or exception instance per item.
 
         Ends when the generator does or when nobody is left to read.
         """
-        running_batch.set(prepared.context)
         batch, size = prepared.batch, len(prepared.inputs)
         failed = [value if isinstance(value, BaseException) else SKIP for value in prepared.inputs]
         if len(prepared.alive()) < size:
             yield failed
         for places in self._groups(prepared):
-            unfinished = set(places)
+            unfinished = {place for place in places if not batch.items[place].cancelled}
+            if not unfinished:
+                continue
+            context = prepared.part(places)
+            running_batch.set(context)
             argument = await self._argument(prepared, places)
             generator = self._function(argument, self._scopes(prepared, places))
-            try:
-                async for step in _steps(generator):
+            async with aclosing(_steps(generator)) as steps:
+                async for step in steps:
                     chunks = await self._one_each(step, len(places))
                     row: list[Any] = [SKIP] * size
                     for place, chunk in zip(places, chunks, strict=True):
@@ -161,15 +179,16 @@ class Execution:
                     unfinished = {place for place in unfinished if not batch.items[place].cancelled}
                     if not unfinished:
                         break
-            finally:
-                await _close(generator)
+                    # The chunks' encode hook may have run in between.
+                    running_batch.set(context)
 
     # ------------------------------------------------------------------ pieces
 
     def _groups(self, prepared: Prepared) -> list[list[int]]:
-        """The places that run together: all, unless the user's decode_request gave arrays of several shapes."""
+        """The places that run together: all, unless a hook of the user's lets arrays of several shapes into a batch."""
         alive = prepared.alive()
-        if self._decode is None or self._batch is not None or not self._handler.batched:
+        mixed = self._decode is not None or self._options.group_by is not None
+        if not mixed or self._batch is not None or not self._handler.batched:
             return [alive] if alive else []
         groups: dict[Any, list[int]] = {}
         for place in alive:
@@ -177,6 +196,7 @@ class Execution:
         return list(groups.values())
 
     async def _run_group(self, prepared: Prepared, places: list[int]) -> list[Any]:
+        running_batch.set(prepared.part(places))
         argument = await self._argument(prepared, places)
         output = await _awaited(self._function(argument, self._scopes(prepared, places)))
         return await self._one_each(output, len(places))
@@ -209,17 +229,24 @@ class Execution:
         if example is None:
             return
         example = example() if callable(example) else example
-        for size in sorted({1, self._options.max_batch_size or 1}):
-            prepared = await self.decode(Batch.of([example] * size))
-            for value in prepared.inputs:
-                if isinstance(value, BaseException):
-                    raise value
-            if self._handler.streams:
-                async for row in self.chunks(prepared):
-                    await self.encode(prepared, row)
-                    break
-            else:
-                await self.encode(prepared, await self.run(prepared))
+        nothing = running_batch.set(BatchContext(self._device, []))
+        try:
+            for size in sorted({1, self._options.max_batch_size or 1}):
+                for output in await self._rehearse([example] * size):
+                    if isinstance(output, BaseException):
+                        raise output
+        finally:
+            running_batch.reset(nothing)
+
+    async def _rehearse(self, values: list[Any]) -> list[Any]:
+        """The outputs, or the first chunks, for a batch that nobody waits for."""
+        prepared = await self.decode(Batch.of(values))
+        if not self._handler.streams:
+            return await self.encode(prepared, await self.run(prepared))
+        async with aclosing(self.chunks(prepared)) as rows:
+            async for row in rows:
+                return await self.encode(prepared, row)
+        return []
 
     # ------------------------------------------------------------------ binding
 
@@ -227,12 +254,13 @@ class Execution:
         hook = getattr(self._options, name)
         if hook is None:
             return None
-        return self._bind(getattr(self._instance, name) if self._handler.is_class else hook)
+        return self._bind(name, getattr(self._instance, name) if self._handler.is_class else hook)
 
-    def _bind(self, hook: Callable[..., Any]) -> Hook:
+    def _bind(self, role: str, hook: Callable[..., Any]) -> Hook:
         """The hook as a function of (argument, scope): the state goes first if it has a place for it."""
-        state = self._state if _required(hook) >= 2 else ()
-        if _wants_context(hook):
+        takes = self._handler.takes(role)
+        state = self._state if takes.state else ()
+        if takes.context:
             return lambda argument, scope: hook(*state, argument, context=scope)
         return lambda argument, scope: hook(*state, argument)
 
@@ -241,45 +269,27 @@ async def _awaited(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-async def _steps(generator: Any) -> AsyncIterator[Any]:
-    if hasattr(generator, "__aiter__"):
-        async for step in generator:
-            yield step
-    else:
-        for step in generator:
-            yield step
-
-
-async def _close(generator: Any) -> None:
-    if hasattr(generator, "aclose"):
-        await generator.aclose()
-    elif hasattr(generator, "close"):
-        generator.close()
-
-
-def _wants_context(hook: Callable[..., Any]) -> bool:
+async def _steps(generator: Any) -> AsyncGenerator[Any, None]:
+    """What a generator, plain or async, yields; closed with it."""
     try:
-        return "context" in inspect.signature(hook).parameters
-    except (ValueError, TypeError):
-        return False
-
-
-def _required(hook: Callable[..., Any]) -> int:
-    try:
-        parameters = inspect.signature(hook).parameters.values()
-    except (ValueError, TypeError):
-        return 1
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
-        return 2
-    return sum(p.kind in kinds and p.default is p.empty and p.name != "context" for p in parameters)
+        if hasattr(generator, "__aiter__"):
+            async for step in generator:
+                yield step
+        else:
+            for step in generator:
+                yield step
+    finally:
+        if hasattr(generator, "aclose"):
+            await generator.aclose()
+        elif hasattr(generator, "close"):
+            generator.close()
 
 
 def _invalid(error: BaseException) -> TidegateError:
     """What decode_request raised, as the caller's mistake unless it says otherwise."""
     known = from_foreign(error)
-    if type(known).__name__ != "HandlerError":
+    if not isinstance(known, HandlerError):
         return known
-    invalid = InvalidInput(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    invalid = InvalidInput(f"{type(error).__name__}: {known.text}" if known.text else type(error).__name__)
     invalid.__cause__ = error
     return invalid

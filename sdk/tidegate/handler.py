@@ -7,13 +7,13 @@ import inspect
 import typing
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from tidegate.codec import Codec
 from tidegate.collate import group_of
 from tidegate.options import HOOKS, Options
 
-__all__ = ["Handler", "handler_of", "is_handler"]
+__all__ = ["Handler", "Takes", "handler_of", "is_handler"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,6 +21,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _MARK = "__tidegate_handler__"
 _LISTS = (list, Sequence)
+
+
+class Takes(NamedTuple):
+    """What a worker gives a hook: the parameter for the data, and whether the state goes before and a context beside it."""
+
+    data: inspect.Parameter
+    state: bool = False
+    context: bool = False
 
 
 class Handler(Generic[P, R]):
@@ -41,14 +49,13 @@ class Handler(Generic[P, R]):
     """
 
     def __init__(self, target: Callable[P, R], options: Options) -> None:
+        if not inspect.isclass(target):
+            # First: it brings the function's own attributes, which may be called like these.
+            functools.update_wrapper(self, target)
         self.target = target
-        self._options = options
+        self._options = replace(options, **_class_hooks(target, options)) if inspect.isclass(target) else options
         self._frozen = False
         self._codec: Codec | None = None
-        if inspect.isclass(target):
-            self._options = replace(options, **_class_hooks(target, options))
-        else:
-            functools.update_wrapper(self, target)
         self._check()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -80,10 +87,13 @@ class Handler(Generic[P, R]):
             raise RuntimeError(f"{self.name} is being served: attach {name} before its App is built")
         if getattr(self._options, name) is not None:
             raise ValueError(f"{self.name} has a {name} already: give one, as an argument or attached")
-        attached: dict[str, Any] = {name: hook}
-        options = replace(self._options, **attached)
-        _parameters(name, hook, options, bound=False)
-        self._options = options
+        before, attached = self._options, {name: hook}
+        self._options = replace(before, **attached)  # type: ignore[arg-type]  # each hook is a callable
+        try:
+            self._check()
+        except BaseException:
+            self._options = before
+            raise
         return hook
 
     # ------------------------------------------------------------------ what it is
@@ -118,20 +128,20 @@ class Handler(Generic[P, R]):
     @property
     def streams(self) -> bool:
         """Whether the function is a generator, plain or async."""
-        return inspect.isgeneratorfunction(self.function) or inspect.isasyncgenfunction(self.function)
+        return _is_generator(self.function)
 
     @property
     def is_async(self) -> bool:
         """Whether the function or one of its hooks is `async def`."""
         hooks = [self.function, *(getattr(self._options, name) for name in HOOKS)]
-        return any(inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook) for hook in hooks)
+        return any(map(_is_async, hooks))
 
     @property
     def concurrency(self) -> int:
         """Batches in flight per worker."""
         if self._options.concurrency is not None:
             return self._options.concurrency
-        return 100 if not self.batched and inspect.iscoroutinefunction(self.function) else 1
+        return 100 if not self.batched and _is_async(self.function) else 1
 
     @property
     def codec(self) -> Codec:
@@ -150,7 +160,14 @@ class Handler(Generic[P, R]):
         """Which items may share a batch with this one."""
         options = self._options
         if options.group_by is not None:
-            return options.group_by(value)
+            group = options.group_by(value)
+            try:
+                hash(group)
+            except TypeError:
+                raise TypeError(
+                    f"group_by() gave {group!r}, which is not hashable: give a text, number or tuple"
+                ) from None
+            return group
         # Behind decode_request the value is not yet what is stacked: the worker groups by shape then.
         by_shape = self.batched and options.batch is None and options.decode_request is None
         return group_of(value) if by_shape else None
@@ -159,8 +176,8 @@ class Handler(Generic[P, R]):
 
     def _check(self) -> None:
         options = self._options
-        data = self._data_parameter(self.function, "function")
-        if options.concurrency is not None and options.concurrency > 1 and not self.is_async:
+        self.takes("function")
+        if options.concurrency is not None and options.concurrency > 1 and not _is_async(self.function):
             raise ValueError(
                 f"concurrency={options.concurrency} needs `async def {self.name}`: "
                 "a plain function runs one batch at a time; use workers_per_device= for more"
@@ -170,35 +187,35 @@ class Handler(Generic[P, R]):
                 f"max_run_time={options.max_run_time} with a generator: a stream runs as long as it is read; "
                 "take max_run_time= away"
             )
-        if inspect.isgeneratorfunction(options.encode_response) or inspect.isasyncgenfunction(options.encode_response):
-            raise TypeError(f"{self.name}: encode_response is called once per chunk; write it without yield")
         for name in HOOKS:
             hook = getattr(options, name)
-            if hook is not None:
-                _parameters(name, hook, options, bound=self.is_class)
-        if not self.batched:
-            annotation = _hints(self.function).get(data.name)
-            if typing.get_origin(annotation) is list and options.unbatch is not None:
-                raise ValueError(f"{self.name}: unbatch= needs max_batch_size=")
+            if hook is None:
+                continue
+            # `unbatch` may give its outputs one by one.
+            if _is_generator(hook) and (name != "unbatch" or _is_async(hook)):
+                raise TypeError(f"{self.name}: {name} {_INSTEAD_OF_YIELD[name]}; write it without yield")
+            self.takes(name)
 
-    def _data_parameter(self, function: Callable[..., Any], role: str) -> inspect.Parameter:
-        return _parameters(role, function, self._options, bound=self.is_class)[-1]
+    def takes(self, role: str) -> Takes:
+        """How a worker calls the function (`role` is "function") or a hook; TypeError when the parameters do not fit."""
+        hook = self.function if role == "function" else getattr(self._options, role)
+        target: Any = self.target
+        bound = self.is_class and _is_method(target, "predict" if role == "function" else role)
+        return _takes(role, hook, self._options, in_class=self.is_class, bound=bound)
 
     def _item_annotation(self) -> Any:
         """The annotation of what the door decodes: one item, or what decode_request takes."""
         options = self._options
         empty = inspect.Parameter.empty
         if options.decode_request is not None:
-            parameter = _parameters("decode_request", options.decode_request, options, bound=self.is_class)[-1]
-            return _hints(options.decode_request).get(parameter.name, empty)
-        annotation = _hints(self.function).get(self._data_parameter(self.function, "function").name, empty)
+            return _hints(options.decode_request).get(self.takes("decode_request").data.name, empty)
+        annotation = _hints(self.function).get(self.takes("function").data.name, empty)
         if not self.batched:
             return annotation
         if options.batch is not None:
             # The items are what the batch hook takes. Where that is not annotated, the function may still take a list
             # of them; any other batch says nothing about an item.
-            parameter = _parameters("batch", options.batch, options, bound=self.is_class)[-1]
-            listed = _hints(options.batch).get(parameter.name, empty)
+            listed = _hints(options.batch).get(self.takes("batch").data.name, empty)
             annotation = next((one for one in (listed, annotation) if typing.get_origin(one) in _LISTS), empty)
         if typing.get_origin(annotation) in _LISTS:
             return typing.get_args(annotation)[0]
@@ -223,6 +240,8 @@ def is_handler(thing: object) -> bool:
 
 def mark_class(cls: type, options: Options) -> None:
     """Record a class as a handler."""
+    if _MARK in vars(cls):
+        raise TypeError(f"class {cls.__name__} is a handler already: decorate it once")
     setattr(cls, _MARK, Handler(cls, options))
 
 
@@ -241,29 +260,63 @@ def _class_hooks(cls: type, options: Options) -> dict[str, Any]:
     return hooks
 
 
-def _parameters(role: str, hook: Callable[..., Any], options: Options, *, bound: bool) -> list[inspect.Parameter]:
-    """The parameters that a worker fills, `self` and `context` left out; TypeError when their number is wrong."""
+_INSTEAD_OF_YIELD = {
+    "setup": "returns the state; what comes after it belongs into teardown",
+    "decode_request": "returns one item",
+    "batch": "returns the batch",
+    "unbatch": "is called for each yield of the function",
+    "encode_response": "is called once per output or chunk",
+    "teardown": "ends a worker",
+}
+
+
+def _is_async(hook: Any) -> bool:
+    """Whether it is `async def`, or an object whose `__call__` is."""
+    called = (hook, getattr(hook, "__call__", None))  # noqa: B004 - whether it is callable is not the question
+    return any(inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one) for one in called)
+
+
+def _is_generator(hook: Any) -> bool:
+    """Whether calling it makes a generator, plain or async."""
+    called = (hook, getattr(hook, "__call__", None))  # noqa: B004
+    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in called)
+
+
+def _is_method(cls: type, name: str) -> bool:
+    """Whether the first parameter of `cls.name` is the instance."""
+    found = inspect.getattr_static(cls, name)
+    return hasattr(type(found), "__get__") and not isinstance(found, (staticmethod, classmethod))
+
+
+def _takes(role: str, hook: Callable[..., Any], options: Options, *, in_class: bool, bound: bool) -> Takes:
+    """How a worker calls it; TypeError when it has the wrong number of parameters."""
+    anything = inspect.Parameter("data", inspect.Parameter.POSITIONAL_ONLY)
     try:
         every = list(inspect.signature(hook).parameters.values())
-    except ValueError:  # some builtins say nothing about themselves
-        return [inspect.Parameter("data", inspect.Parameter.POSITIONAL_ONLY)]
+    except (TypeError, ValueError):  # some builtins say nothing about themselves
+        return Takes(anything)
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     positional = [p for p in every if p.kind in kinds][bound:]
-    required = [p for p in positional if p.default is inspect.Parameter.empty and p.name != "context"]
-    with_state = options.setup is not None and not bound and role != "setup"
+    by_keyword = [p for p in every if p.kind is p.KEYWORD_ONLY]
+    # LitServe's; in a function `context` is a name like any other.
+    context = in_class and any(p.name == "context" for p in by_keyword + positional[1:])
+    given = [p for p in positional if not (context and p.name == "context")]
+    required = [p for p in given if p.default is p.empty]
+    missing = [p for p in by_keyword if p.default is p.empty and not (context and p.name == "context")]
+    with_state = options.setup is not None and not in_class and role != "setup"
     if role == "function":
         least = most = 2 if with_state else 1
     elif role == "teardown":
         least, most = 0, int(with_state)
     else:
         least, most = 1, 2 if with_state else 1
-        if not required:
+        if not required and (given or any(p.kind is p.VAR_POSITIONAL for p in every)):
             # `f(x=None)`, `f(*items)` and many a library's function take one argument all the same.
-            return positional[:1] or [inspect.Parameter("data", inspect.Parameter.POSITIONAL_ONLY)]
-    by_keyword = [p for p in every if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name != "context"]
-    if not least <= len(required) <= most or by_keyword:
-        raise TypeError(_wrong_arity(role, len(required) + len(by_keyword), options, with_state))
-    return required
+            required = given[:1] or [anything]
+    if not least <= len(required) <= most or missing:
+        raise TypeError(_wrong_arity(role, len(required) + len(missing), options, with_state))
+    state = bool(required) if role == "teardown" else len(required) == 2
+    return Takes(required[-1] if required else anything, state, context)
 
 
 def _wrong_arity(role: str, got: int, options: Options, with_state: bool) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 from tidegate.app import App
 from tidegate.handler import Handler
@@ -17,6 +19,8 @@ from tidegate.handler import Handler
 __all__ = ["AsyncLocalClient", "LocalClient"]
 
 T = TypeVar("T")
+
+_NOT_OPEN = "this client is not open: use it inside `with LocalClient(...) as client:`"
 
 
 class AsyncLocalClient:
@@ -30,25 +34,25 @@ class AsyncLocalClient:
         self, value: Any, *, handler: str | None = None, timeout: float | None = None, priority: int = 3
     ) -> Any:
         """One input to its output; raises `TidegateError`."""
-        return await self._app.call(self._name(handler), value, priority=priority, timeout=timeout)
+        return await self._app.call(self.name(handler), value, priority=priority, timeout=timeout)
 
     async def stream(
         self, value: Any, *, handler: str | None = None, timeout: float | None = None, priority: int = 3
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """One input to its chunks; breaking out and closing the iterator cancels the rest."""
-        async with self._app.stream(self._name(handler), value, priority=priority, timeout=timeout) as chunks:
+        async with self._app.stream(self.name(handler), value, priority=priority, timeout=timeout) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     async def map(
         self, values: Iterable[Any], *, handler: str | None = None, return_exceptions: bool = False
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """The outputs of many inputs, in their order, a bounded number under way: no deadline, nothing refused.
 
         A stream's chunks come as a list.
         return_exceptions: give an item's error in its place instead of raising it.
         """
-        name = self._name(handler)
+        name = self.name(handler)
         source = iter(values)
         running: deque[asyncio.Task[Any]] = deque()
         try:
@@ -62,14 +66,16 @@ class AsyncLocalClient:
                 except Exception as error:
                     if not return_exceptions:
                         raise
-                    result = error
+                    # It may be the error of many: each raise would make its traceback longer.
+                    result = error.with_traceback(None)
                 yield result
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    def _name(self, handler: str | None) -> str:
+    def name(self, handler: str | None) -> str:
+        """The handler that is meant: the only one if none is named; LookupError that says what there is."""
         name = handler or self._only
         if name is None or name not in self._app.handlers:
             names = ", ".join(self._app.handlers)
@@ -97,6 +103,7 @@ class LocalClient:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._client = AsyncLocalClient(self._app)
+        self._iterators: WeakSet[Generator[Any, None, None]] = WeakSet()
         self._serving: Future[None]
         self._leave: asyncio.Event
 
@@ -114,6 +121,8 @@ class LocalClient:
     # ------------------------------------------------------------------ synchronous
 
     def __enter__(self) -> Self:
+        if self._loop is not None:
+            raise RuntimeError("this client is open already: use one LocalClient per `with`")
         # A loop of its own on a thread of its own: the caller may be inside a loop, as in a notebook.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="tidegate-local", daemon=True)
@@ -131,6 +140,10 @@ class LocalClient:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._loop is not None
+        # Nobody will read them any more, and to drain them would take for ever.
+        for iterator in list(self._iterators):
+            with suppress(ValueError):  # another thread is reading it
+                iterator.close()
         self._loop.call_soon_threadsafe(self._leave.set)
         try:
             self._serving.result()
@@ -157,7 +170,8 @@ class LocalClient:
         self, value: Any, *, handler: str | None = None, timeout: float | None = None, priority: int = 3
     ) -> Iterator[Any]:
         """One input to its chunks; breaking out cancels the rest."""
-        return self._iterate(self._client.stream(value, handler=handler, timeout=timeout, priority=priority))
+        name = self._open_name(handler)
+        return self._kept(self._chunks(self._client.stream(value, handler=name, timeout=timeout, priority=priority)))
 
     def map(
         self, values: Iterable[Any], *, handler: str | None = None, return_exceptions: bool = False
@@ -167,9 +181,18 @@ class LocalClient:
         A stream's chunks come as a list.
         return_exceptions: give an item's error in its place instead of raising it.
         """
-        return self._iterate(self._client.map(values, handler=handler, return_exceptions=return_exceptions))
+        return self._kept(self._outputs(self._open_name(handler), iter(values), return_exceptions))
 
-    def _iterate(self, source: AsyncIterator[T]) -> Iterator[T]:
+    def _open_name(self, handler: str | None) -> str:
+        if self._loop is None:
+            raise RuntimeError(_NOT_OPEN)
+        return self._client.name(handler)
+
+    def _kept(self, iterator: Generator[T, None, None]) -> Iterator[T]:
+        self._iterators.add(iterator)
+        return iterator
+
+    def _chunks(self, source: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         try:
             while True:
                 try:
@@ -177,19 +200,45 @@ class LocalClient:
                 except StopAsyncIteration:
                     return
         finally:
-            self._wait(source.aclose())  # type: ignore[attr-defined]  # typed as an iterator, it is a generator
+            self._wait(_close(source))
+
+    def _outputs(self, name: str, source: Iterator[Any], return_exceptions: bool) -> Generator[Any, None, None]:
+        # Not by way of the asynchronous one: the inputs come from the caller's own thread, and may come from another
+        # map() of this client.
+        running: deque[Future[Any]] = deque()
+        try:
+            while True:
+                for value in islice(source, self._app.window(name) - len(running)):
+                    running.append(self._submit(self._app.patient_call(name, value)))
+                if not running:
+                    return
+                try:
+                    result = running[0].result()
+                except Exception as error:
+                    if not return_exceptions:
+                        raise
+                    # It may be the error of many: each raise would make its traceback longer.
+                    result = error.with_traceback(None)
+                running.popleft()
+                yield result
+        finally:
+            for future in running:
+                future.cancel()
 
     def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._loop is None:
-            coroutine.close()
-            raise RuntimeError("this client is not open: use it inside `with LocalClient(...) as client:`")
-        future: Future[T] = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = self._submit(coroutine)
         try:
             return future.result()
         except BaseException:
             # Ctrl-C while waiting: the request goes too.
             future.cancel()
             raise
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        if self._loop is None:
+            coroutine.close()
+            raise RuntimeError(_NOT_OPEN)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _stop(self) -> None:
         loop, thread = self._loop, self._thread
@@ -201,5 +250,9 @@ class LocalClient:
         loop.close()
 
 
-async def _next(source: AsyncIterator[T]) -> T:
+async def _next(source: AsyncGenerator[T, None]) -> T:
     return await anext(source)
+
+
+async def _close(source: AsyncGenerator[Any, None]) -> None:
+    await source.aclose()

@@ -40,14 +40,24 @@ _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
 class MalformedBody(InvalidInput):
-    """The body cannot be parsed."""
+    """The body cannot be parsed.
+
+    Example:
+        >>> MalformedBody().status, str(MalformedBody())
+        (400, 'The body cannot be parsed')
+    """
 
     code = "malformed-body"
     status = 400
 
 
 class UnsupportedMediaType(TidegateError):
-    """The body is of a type that the handler does not take."""
+    """The body is of a type that the handler does not take.
+
+    Example:
+        >>> UnsupportedMediaType("text/html", ["application/json"]).detail
+        'this handler takes application/json, and the body came as text/html'
+    """
 
     code = "unsupported-media-type"
     status = 415
@@ -62,7 +72,12 @@ class UnsupportedMediaType(TidegateError):
 
 
 class NotAcceptable(TidegateError):
-    """The answer exists in none of the types that the caller accepts."""
+    """The answer exists in none of the types that the caller accepts.
+
+    Example:
+        >>> NotAcceptable("text/html", ["application/json"]).detail
+        'Accept: text/html matches none of application/json'
+    """
 
     code = "not-acceptable"
     status = 406
@@ -74,7 +89,12 @@ class NotAcceptable(TidegateError):
 
 
 class EncodeError(TidegateError):
-    """The handler's output cannot be written."""
+    """The handler's output cannot be written.
+
+    Example:
+        >>> EncodeError("a number in it is not finite").status
+        500
+    """
 
     code = "unencodable-output"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ HOOKS = ("setup", "decode_request", "batch", "unbatch", "encode_response", "tear
 
 _NAME = re.compile(r"[_-]*[A-Za-z0-9][A-Za-z0-9_-]*")
 _HEADER = re.compile(r"[A-Za-z0-9-]+")
-_CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
+# A browser's key travels as a WebSocket subprotocol.
+_CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization", "sec-websocket-protocol", "x-api-key"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,8 @@ class Options:
             value = getattr(self, hook)
             if value is not None and not callable(value):
                 raise TypeError(f"{hook}={value!r}: give a callable")
+            if hook in ("cost", "group_by") and inspect.iscoroutinefunction(value):
+                raise TypeError(f"{hook}={value!r}: write it without async; it is called as requests come in")
         self._check_batching()
         for name in ("workers_per_device", "devices_per_worker"):
             _whole(name, getattr(self, name), "1 is the default")
@@ -129,13 +133,16 @@ class Options:
 
     def _check_headers(self) -> None:
         names: Any = self.forward_headers
-        if isinstance(names, str):
+        if isinstance(names, str) or not isinstance(names, Iterable):
             raise TypeError(f"forward_headers={names!r}: give a tuple of names")
+        names = tuple(names)
         for name in names:
             if not isinstance(name, str) or not _HEADER.fullmatch(name):
-                raise ValueError(f"forward_headers: {name!r} is no header name")
+                raise ValueError(f"forward_headers={names!r}: {name!r} is no header name; write it like 'X-Tenant'")
             if name.lower() in _CREDENTIALS:
-                raise ValueError(f"forward_headers: {name!r} carries credentials, which never reach a handler")
+                raise ValueError(
+                    f"forward_headers={names!r}: {name!r} carries credentials, which never reach a handler; take it away"
+                )
         object.__setattr__(self, "forward_headers", tuple(name.lower() for name in names))
 
 

@@ -13,12 +13,16 @@ from tidegate.context import RequestInfo
 from tidegate.devices import default_device
 from tidegate.handler import Handler
 from tidegate.workers.thread import ThreadWorker
-from tidegate_batching import Batcher, Item, Overloaded, Statistics, Stream
+from tidegate_batching import Batcher, Item, Overloaded, Statistics, Stream, TidegateError
+from tidegate_batching.errors import from_foreign
 
 log = logging.getLogger("tidegate.service")
 
 DRAIN_TIMEOUT = 20.0
-"""Seconds that requests in flight, and then a worker, may take to end when a service is left."""
+"""Seconds that requests in flight and then the workers may take together to end when a service is left."""
+
+TEARDOWN_TIMEOUT = 1.0
+"""Seconds that the workers get all the same if the requests took them all."""
 
 __all__ = ["Answer", "Service", "SetupFailed"]
 
@@ -33,7 +37,21 @@ class Answer(NamedTuple):
 
 
 class SetupFailed(Exception):
-    """A handler's worker could not start; `traceback` is that of `setup`."""
+    """A handler's worker could not start; `traceback` is that of `setup`.
+
+    Example:
+        >>> from tidegate import LocalClient, serve
+        >>> def load(device: str) -> None:
+        ...     raise FileNotFoundError("model.bin")
+        >>> @serve(setup=load)
+        ... def embed(model: None, text: str) -> list[float]:
+        ...     return []
+        >>> with LocalClient(embed) as client:
+        ...     client.call("hello")
+        Traceback (most recent call last):
+            ...
+        tidegate.service.SetupFailed: setup of handler 'embed' failed: FileNotFoundError: model.bin
+    """
 
     def __init__(self, handler: str, error: BaseException) -> None:
         super().__init__(f"setup of handler {handler!r} failed: {type(error).__name__}: {error}")
@@ -54,6 +72,7 @@ class Service:
             options.policy(self._workers * handler.concurrency), cost=options.cost, group_by=handler.group
         )
         self._stack = AsyncExitStack()
+        self._ends_at = 0.0
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -75,18 +94,21 @@ class Service:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        if kind is None or issubclass(kind, Exception):
-            await self._batcher.drain(DRAIN_TIMEOUT)
+        self._ends_at = asyncio.get_running_loop().time() + DRAIN_TIMEOUT
+        if (kind is None or issubclass(kind, Exception)) and not await self._batcher.drain(DRAIN_TIMEOUT):
+            log.error(
+                "handler %s still runs a batch after %g s: its callers got Closed", self._handler.name, DRAIN_TIMEOUT
+            )
+            # Left as after an error: the batcher would wait for that batch without a limit.
+            kind, error = TimeoutError, TimeoutError()
         return await self._stack.__aexit__(kind, error, traceback)
 
     async def _stop(self, worker: ThreadWorker) -> None:
         try:
-            async with asyncio.timeout(DRAIN_TIMEOUT):
+            async with asyncio.timeout_at(max(self._ends_at, asyncio.get_running_loop().time() + TEARDOWN_TIMEOUT)):
                 await worker.stop()
         except TimeoutError:
-            log.error(
-                "a worker of handler %s still runs after %g s and is left behind", self._handler.name, DRAIN_TIMEOUT
-            )
+            log.error("a worker of handler %s still runs and is left behind", self._handler.name)
 
     async def answer(
         self, value: Any, *, priority: int = 3, timeout: float | None = None, info: RequestInfo | None = None
@@ -139,10 +161,19 @@ class Service:
     def _item(
         self, value: Any, priority: int, timeout: float | None, info: RequestInfo | None, *, patient: bool = False
     ) -> Item:
+        if priority not in range(8):
+            raise ValueError(f"priority={priority!r}: give a whole number from 0 (first) to 7")
+        if timeout is not None and not timeout >= 0:
+            raise ValueError(f"timeout={timeout!r}: give seconds, 0 or more, or None for the handler's own")
         own = None if patient else self._handler.options.timeout
         # A caller can ask for less than the handler allows, not for more.
         limit = own if timeout is None else timeout if own is None else min(own, timeout)
-        item = self._batcher.item(value, priority=priority, timeout=limit, nbytes=_nbytes(value))
+        try:
+            item = self._batcher.item(value, priority=priority, timeout=limit, nbytes=_nbytes(value))
+        except TidegateError:
+            raise
+        except Exception as error:  # what cost() and group_by() raise is the handler's, not the caller's bug
+            raise from_foreign(error) from error
         item.info = info
         return item
 

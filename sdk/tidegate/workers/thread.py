@@ -7,15 +7,18 @@ import logging
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, suppress
 from contextvars import copy_context
-from queue import SimpleQueue
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from tidegate.execution import Execution, Prepared, drive
 from tidegate.handler import Handler
 from tidegate.sentinels import END, SKIP
-from tidegate_batching import Batch, SlowReader
+from tidegate_batching import Batch, OutOfMemory, SlowReader
+from tidegate_batching.errors import from_foreign
 
 __all__ = ["ThreadWorker"]
 
@@ -23,6 +26,8 @@ log = logging.getLogger("tidegate.worker")
 
 STEPS_AHEAD = 16
 """Steps of a stream that may be on their way from the function to the event loop."""
+
+Ahead = threading.Semaphore | asyncio.Semaphore
 
 
 class ThreadWorker:
@@ -42,17 +47,18 @@ class ThreadWorker:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
-        self._put: Callable[[Batch | None], None]
+        self._paused: dict[Batch, list[Callable[[], object]]] = {}
+        self._batches: SimpleQueue[Batch | None] = SimpleQueue()
+        self._wake: Callable[[], object] = lambda: None  # for those that do not wait at the queue itself
         if handler.is_async:
             main = self._main_async
         elif self.prefetch:
             main = self._main_overlapping
         else:
             main = self._main
-        self._batches: SimpleQueue[Batch | None] = SimpleQueue()
-        self._put = self._batches.put
         # A handler that never returns cannot be stopped; it must not keep the interpreter from exiting as well.
-        self._thread = threading.Thread(target=main, name=f"tidegate-{handler.name}-{device}", daemon=True)
+        name = f"tidegate-{handler.name}-{device}"
+        self._thread = threading.Thread(target=self._live, args=(main,), name=name, daemon=True)
 
     async def start(self) -> None:
         """Start the thread and wait until the handler is set up; raises what `setup` raises."""
@@ -61,26 +67,37 @@ class ThreadWorker:
 
     def run(self, batch: Batch) -> None:
         """Begin a batch; its result is reported in the event loop."""
-        self._put(batch)
+        self._begin(batch)
 
     async def stop(self) -> None:
         """Finish what was begun, tear down and end the thread."""
-        self._put(None)
-        await self._ended.wait()
+        if self._thread.ident is not None:
+            self._begin(None)
+            await self._ended.wait()
+
+    def _begin(self, batch: Batch | None) -> None:
+        self._batches.put(batch)
+        self._wake()
+
+    def _live(self, main: Callable[[], None]) -> None:
+        try:
+            main()
+        finally:
+            self._report(self._ended.set)
 
     # ------------------------------------------------------------------ one thread
 
     def _main(self) -> None:
-        if self._set_up(lambda: drive(self._execution.start())):
-            while (batch := self._batches.get()) is not None:
-                # A context of its own: what current_batch() sees must not outlive the batch.
-                copy_context().run(drive, self._run(batch, threading.Semaphore(STEPS_AHEAD)))
-                # Nothing of the last batch may live on while the thread waits for the next.
-                del batch
-            self._tear_down(lambda: drive(self._execution.stop()))
-        self._report(self._ended.set)
+        if not self._set_up():
+            return
+        while (batch := self._batches.get()) is not None:
+            # A context of its own: what current_batch() sees must not outlive the batch.
+            copy_context().run(drive, self._run(batch, threading.Semaphore(STEPS_AHEAD)))
+            # Nothing of the last batch may live on while the thread waits for the next.
+            del batch
+        self._tear_down()
 
-    async def _run(self, batch: Batch, ahead: threading.Semaphore | asyncio.Semaphore) -> None:
+    async def _run(self, batch: Batch, ahead: Ahead) -> None:
         """All of one batch, one step after the other."""
         try:
             prepared = await self._execution.decode(batch)
@@ -91,25 +108,27 @@ class ThreadWorker:
                 outputs = await self._execution.run(prepared)
                 result = await self._execution.encode(prepared, outputs)
         except BaseException as error:  # noqa: BLE001 - a handler's SystemExit fails its batch, not the worker
-            result = error
+            result = _failure(error)
         self._report(batch.complete, result)
+        # Its traceback knows this frame: the two would keep each other, and the batch's arrays, alive.
+        del result
 
-    async def _stream(self, prepared: Prepared, ahead: threading.Semaphore | asyncio.Semaphore) -> None:
-        steps = self._execution.chunks(prepared)
-        try:
+    async def _stream(self, prepared: Prepared, ahead: Ahead) -> None:
+        async with aclosing(self._execution.chunks(prepared)) as steps:
             async for outputs in steps:
                 row = await self._execution.encode(prepared, outputs)
                 if isinstance(ahead, threading.Semaphore):
-                    ahead.acquire()
-                    release: Callable[[], None] = ahead.release
+                    while not ahead.acquire(timeout=1.0):
+                        if self._loop.is_closed():  # nobody will ever release it
+                            return
+                    release: Callable[[], object] = ahead.release
                 else:
                     await ahead.acquire()
                     release = _threadsafe(asyncio.get_running_loop(), ahead.release)
-                self._report(self._deliver, prepared.batch, row, release)
-        finally:
-            await steps.aclose()  # type: ignore[attr-defined]  # typed as an iterator, it is a generator
+                if not self._report(self._deliver, prepared.batch, row, release):
+                    return
 
-    def _deliver(self, batch: Batch, row: list[Any], release: Callable[[], None]) -> None:
+    def _deliver(self, batch: Batch, row: list[Any], release: Callable[[], object]) -> None:
         """One step of a stream, in the event loop."""
         paused = False
         for index, chunk in enumerate(row):
@@ -130,7 +149,12 @@ class ThreadWorker:
         else:
             release()
 
-    def _pause(self, batch: Batch, release: Callable[[], None]) -> None:
+    def _pause(self, batch: Batch, release: Callable[[], object]) -> None:
+        """Hold an unbatched generator back until its reader has caught up, or its patience is over."""
+        if batch in self._paused:  # by a step that was on its way already
+            self._paused[batch].append(release)
+            return
+        releases = self._paused[batch] = [release]
         info = batch.items[0].info
         patience = None if info is None else info.patience
         timer = None if patience is None else self._loop.call_later(patience, batch.finish, 0, SlowReader())
@@ -138,7 +162,9 @@ class ThreadWorker:
         def resume() -> None:
             if timer is not None:
                 timer.cancel()
-            release()
+            del self._paused[batch]
+            for go_on in releases:
+                go_on()
 
         batch.when_drained(0, resume)
 
@@ -146,59 +172,48 @@ class ThreadWorker:
 
     def _main_overlapping(self) -> None:
         """The function on this thread, decode and encode hooks of neighbouring batches on another."""
-        ready: SimpleQueue[Prepared | BaseException | None] = SimpleQueue()
+        ready: SimpleQueue[Prepared | None] = SimpleQueue()
         hooks = _Turns()
+
+        def take() -> None:
+            for batch in self._taken():
+                hooks.later(partial(ready.put, None) if batch is None else partial(decode, batch))
 
         def decode(batch: Batch) -> None:
             prepared = copy_context().run(drive, self._execution.decode(batch))
             self._report(batch.prepared)
             ready.put(prepared)
 
-        def encode(prepared: Prepared, result: list[Any] | BaseException) -> None:
-            if not isinstance(result, BaseException):
-                try:
-                    result = copy_context().run(drive, self._execution.encode(prepared, result))
-                except BaseException as error:  # noqa: BLE001 - as in _run
-                    result = error
-            self._report(prepared.batch.complete, result)
+        def encode(prepared: Prepared, outputs: list[Any]) -> None:
+            self._report(prepared.batch.complete, copy_context().run(drive, self._execution.encode(prepared, outputs)))
 
-        def receive() -> None:
-            while (batch := self._batches.get()) is not None:
-                hooks.later(lambda batch=batch: decode(batch))  # type: ignore[misc]
-                del batch
-            hooks.later(lambda: ready.put(None))
-
-        if self._set_up(lambda: drive(self._execution.start())):
-            threads = [
-                threading.Thread(target=target, name=f"{self._thread.name}-{name}", daemon=True)
-                for target, name in ((receive, "receive"), (hooks.run, "hooks"))
-            ]
-            for thread in threads:
-                thread.start()
-            while (prepared := ready.get()) is not None:
-                assert isinstance(prepared, Prepared)
-                try:
-                    result: list[Any] | BaseException = copy_context().run(drive, self._execution.run(prepared))
-                except BaseException as error:  # noqa: BLE001 - as in _run
-                    result = error
-                hooks.first(lambda prepared=prepared, result=result: encode(prepared, result))  # type: ignore[misc]
-                del prepared, result
-            hooks.stop()
-            for thread in threads:
-                thread.join()
-            self._tear_down(lambda: drive(self._execution.stop()))
-        self._report(self._ended.set)
+        if not self._set_up():
+            return
+        self._wake = partial(hooks.later, take)
+        self._wake()
+        beside = threading.Thread(target=hooks.run, name=f"{self._thread.name}-hooks", daemon=True)
+        beside.start()
+        while (prepared := ready.get()) is not None:
+            try:
+                outputs = copy_context().run(drive, self._execution.run(prepared))
+            except BaseException as error:  # noqa: BLE001 - as in _run
+                # In its turn: a slot's batches are completed in the order in which they were begun.
+                hooks.first(partial(self._report, prepared.batch.complete, _failure(error)))
+            else:
+                hooks.first(partial(encode, prepared, outputs))
+                del outputs
+            del prepared
+        hooks.stop()
+        beside.join()
+        self._tear_down()
 
     # ------------------------------------------------------------------ an event loop
 
     def _main_async(self) -> None:
         asyncio.run(self._serve_async())
-        self._report(self._ended.set)
 
     async def _serve_async(self) -> None:
-        loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[Batch | None] = asyncio.Queue()
-        self._put = _threadsafe(loop, arrived.put_nowait)
+        arrived = asyncio.Event()
         error: BaseException | None = None
         try:
             await self._execution.start()
@@ -207,30 +222,45 @@ class ThreadWorker:
         self._report(self._settle_ready, error)
         if error is not None:
             return
+        self._wake = _threadsafe(asyncio.get_running_loop(), arrived.set)
+        self._wake()
+        stopping = False
         async with asyncio.TaskGroup() as tasks:
-            while (batch := await arrived.get()) is not None:
-                tasks.create_task(self._run(batch, asyncio.Semaphore(STEPS_AHEAD)))
-                del batch
+            while not stopping:
+                await arrived.wait()
+                arrived.clear()
+                for batch in self._taken():
+                    if batch is None:
+                        stopping = True
+                    else:
+                        tasks.create_task(self._run(batch, asyncio.Semaphore(STEPS_AHEAD)))
+                batch = None  # as in _main
         try:
             await self._execution.stop()
-        except Exception:
+        except BaseException:
             log.exception("teardown of handler %s failed", self._handler.name)
 
     # ------------------------------------------------------------------ plumbing
 
-    def _set_up(self, start: Callable[[], None]) -> bool:
-        try:
-            start()
-        except BaseException as error:  # noqa: BLE001 - whatever setup raises is the starter's to see
-            self._report(self._settle_ready, error)
-            return False
-        self._report(self._settle_ready, None)
-        return True
+    def _taken(self) -> Iterator[Batch | None]:
+        """What has been begun by now."""
+        with suppress(Empty):
+            while True:
+                yield self._batches.get_nowait()
 
-    def _tear_down(self, stop: Callable[[], None]) -> None:
+    def _set_up(self) -> bool:
+        error: BaseException | None = None
         try:
-            stop()
-        except Exception:
+            drive(self._execution.start())
+        except BaseException as caught:  # noqa: BLE001 - whatever setup raises is the starter's to see
+            error = caught
+        self._report(self._settle_ready, error)
+        return error is None
+
+    def _tear_down(self) -> None:
+        try:
+            drive(self._execution.stop())
+        except BaseException:
             log.exception("teardown of handler %s failed", self._handler.name)
 
     def _settle_ready(self, error: BaseException | None) -> None:
@@ -246,28 +276,26 @@ class ThreadWorker:
                 error = wrapped
             self._ready.set_exception(error)
 
-    def _report(self, callback: Callable[..., Any], *args: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(callback, *args)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            return
+    def _report(self, callback: Callable[..., Any], *args: Any) -> bool:
+        """Call back in the event loop; False if that is closed and nobody waits any more."""
+        return _threadsafe(self._loop, callback)(*args)
 
 
 class _Turns:
     """Calls for one thread, those that end a batch before those that begin one."""
 
     def __init__(self) -> None:
-        self._first: deque[Callable[[], None]] = deque()
-        self._later: deque[Callable[[], None]] = deque()
+        self._first: deque[Callable[[], object]] = deque()
+        self._later: deque[Callable[[], object]] = deque()
         self._changed = threading.Condition()
         self._stopped = False
 
-    def first(self, call: Callable[[], None]) -> None:
+    def first(self, call: Callable[[], object]) -> None:
         with self._changed:
             self._first.append(call)
             self._changed.notify()
 
-    def later(self, call: Callable[[], None]) -> None:
+    def later(self, call: Callable[[], object]) -> None:
         with self._changed:
             self._later.append(call)
             self._changed.notify()
@@ -289,11 +317,26 @@ class _Turns:
             del call
 
 
-def _threadsafe(loop: asyncio.AbstractEventLoop, callback: Callable[..., Any]) -> Callable[..., None]:
-    def call(*args: Any) -> None:
-        loop.call_soon_threadsafe(callback, *args)
+def _threadsafe(loop: asyncio.AbstractEventLoop, callback: Callable[..., Any]) -> Callable[..., bool]:
+    """For another thread to call; False if the loop is closed."""
+
+    def call(*args: Any) -> bool:
+        try:
+            loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            return False
+        return True
 
     return call
+
+
+def _failure(error: BaseException) -> BaseException:
+    """The error to report: a lack of memory goes without the frames that it came through, for they hold the memory."""
+    known = from_foreign(error)
+    if not isinstance(known, OutOfMemory):
+        return error
+    known.__cause__ = known.__context__ = None
+    return known.with_traceback(None)
 
 
 def _nbytes(chunk: Any) -> int:
