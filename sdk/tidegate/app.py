@@ -12,7 +12,7 @@ from typing import Any, Self
 from tidegate.context import RequestInfo
 from tidegate.handler import Handler, handler_of
 from tidegate.options import RESERVED
-from tidegate.service import Answer, Service
+from tidegate.service import Answer, Service, check_supported
 from tidegate.transport import Transport, load_transport
 from tidegate_batching import Statistics, Stream
 
@@ -45,6 +45,7 @@ class App:
         self.handlers = _by_name([handler_of(handler) for handler in handlers])
         for handler in self.handlers.values():
             handler.freeze()
+            check_supported(handler)
         # Loading finds a missing transport now and not after a minute of setup.
         self.transports: list[Transport] = [load_transport(name)(address) for name, address in doors.items()]
         self._services: dict[str, Service] = {}

@@ -126,6 +126,8 @@ class ArrayReader:
         number, path = _find(value, lambda number: not lowest <= number < end)
         if number is None:
             return np.array(value, np.uint64)
+        if number is _NOT_LOOKED_FOR:
+            raise Misfit(f"a number does not fit into {self.dtype or 'int64'}")
         shown = str(number) if abs(number) < 2**64 else f"a whole number of {number.bit_length()} bits"
         if self.dtype is not None:
             raise Misfit(f"{shown} does not fit into {self.dtype}", path)
@@ -207,16 +209,27 @@ def _from_form(value: Any) -> Any:
 
 def _not_numbers(value: Any) -> Misfit:
     leaf, path = _find(value, lambda leaf: type(leaf) is bool or not isinstance(leaf, (int, float, np.number)))
+    if leaf is _NOT_LOOKED_FOR:
+        return Misfit("expected an array of numbers: lists of equal lengths with nothing but numbers in them")
     if leaf is None and not path and value is not None:
         return Misfit("expected an array, got nested lists of unequal lengths")
     return Misfit(f"expected an array of numbers, got {_FOUND.get(type(leaf), type(leaf).__name__)}", path)
 
 
+_MOST_STEPS = 100_000
+_NOT_LOOKED_FOR: Any = object()
+
+
 def _find(value: Any, wanted: Callable[[Any], bool]) -> tuple[Any, str]:
-    """The first leaf like this in nested lists and the path to it; None where there is none."""
+    """The first leaf like this in nested lists and the path to it; None where there is none, _NOT_LOOKED_FOR if that takes long."""
+    steps = 0
     pending: list[Iterator[tuple[int, Any]]] = [enumerate((value,))]
     path: list[int] = []
     while pending:
+        # Only to word an error: a hostile body must not hold up everybody while its fault is looked for.
+        steps += 1
+        if steps > _MOST_STEPS:
+            return _NOT_LOOKED_FOR, ""
         index, leaf = next(pending[-1], _END)
         path[len(pending) - 1 :] = [index]
         if index < 0:

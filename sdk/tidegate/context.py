@@ -16,13 +16,14 @@ __all__ = ["BatchContext", "ItemContext", "RequestInfo", "current_batch", "runni
 class RequestInfo:
     """What a door knows about a request beside its value.
 
-    headers: those that the handler may see. patience: seconds that an unbatched stream waits for its reader before
+    headers: those that the handler may see. nbytes: what its body took, against max_queue_bytes. patience: seconds that an unbatched stream waits for its reader before
     `SlowReader`; None waits for ever.
     """
 
     request_id: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     patience: float | None = None
+    nbytes: int = 0
 
 
 class ItemContext:

@@ -102,6 +102,7 @@ class LocalClient:
         self._app = App(*handlers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._gate = threading.Lock()  # between a call and the end: none is taken in that nobody would run
         self._client = AsyncLocalClient(self._app)
         self._iterators: WeakSet[Generator[Any, None, None]] = WeakSet()
         self._serving: Future[None]
@@ -200,7 +201,11 @@ class LocalClient:
                 except StopAsyncIteration:
                     return
         finally:
-            self._wait(_close(source))
+            if threading.current_thread() is self._thread:
+                # The collector found this iterator in the loop's own thread, which cannot wait for itself.
+                self._submit(_close(source))
+            else:
+                self._wait(_close(source))
 
     def _outputs(self, name: str, source: Iterator[Any], return_exceptions: bool) -> Generator[Any, None, None]:
         # Not by way of the asynchronous one: the inputs come from the caller's own thread, and may come from another
@@ -235,19 +240,31 @@ class LocalClient:
             raise
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        if self._loop is None:
-            coroutine.close()
-            raise RuntimeError(_NOT_OPEN)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._gate:
+            if self._loop is None:
+                coroutine.close()
+                raise RuntimeError(_NOT_OPEN)
+            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _stop(self) -> None:
-        loop, thread = self._loop, self._thread
-        self._loop = self._thread = None
+        with self._gate:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
         assert loop is not None
         assert thread is not None
+        # What came in until just now is told so; nothing can come any more.
+        asyncio.run_coroutine_threadsafe(_cancel_the_rest(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _cancel_the_rest() -> None:
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 async def _next(source: AsyncGenerator[T, None]) -> T:

@@ -24,7 +24,7 @@ DRAIN_TIMEOUT = 20.0
 TEARDOWN_TIMEOUT = 1.0
 """Seconds that the workers get all the same if the requests took them all."""
 
-__all__ = ["Answer", "Service", "SetupFailed"]
+__all__ = ["Answer", "Service", "SetupFailed", "check_supported"]
 
 
 class Answer(NamedTuple):
@@ -59,14 +59,26 @@ class SetupFailed(Exception):
         self.traceback = "".join(tracebacks.format_exception(error))
 
 
+def check_supported(handler: Handler[..., Any]) -> None:
+    """Refuse what is accepted at decoration but not built yet; better no service than one that ignores its options."""
+    options = handler.options
+    for name, fine, instead in (
+        ("worker", options.worker != "process", "'thread'"),
+        ("devices", options.devices in ("auto", "cpu"), "'auto' or 'cpu'"),
+        ("devices_per_worker", options.devices_per_worker == 1, "1"),
+        ("max_run_time", options.max_run_time is None, "None"),
+    ):
+        if not fine:
+            value = getattr(options, name)
+            raise ValueError(f"handler {handler.name!r}: {name}={value!r} is not available yet; use {instead}")
+
+
 class Service:
     """A handler's batcher with its workers attached."""
 
     def __init__(self, handler: Handler[..., Any]) -> None:
         self._handler = handler
         options = handler.options
-        if options.worker == "process":
-            raise ValueError(f"handler {handler.name!r}: worker='process' is not available yet; use 'thread'")
         self._workers = options.workers_per_device
         self._batcher: Batcher[Any, Any] = Batcher(
             options.policy(self._workers * handler.concurrency), cost=options.cost, group_by=handler.group
@@ -76,7 +88,7 @@ class Service:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            workers = [ThreadWorker(self._handler, default_device()) for _ in range(self._workers)]
+            workers = [ThreadWorker(self._handler, self._device()) for _ in range(self._workers)]
             for worker in workers:
                 # Left in reverse: the batcher drains through the workers, then they stop.
                 stack.push_async_callback(self._stop, worker)
@@ -102,6 +114,9 @@ class Service:
             # Left as after an error: the batcher would wait for that batch without a limit.
             kind, error = TimeoutError, TimeoutError()
         return await self._stack.__aexit__(kind, error, traceback)
+
+    def _device(self) -> str:
+        return "cpu" if self._handler.options.devices == "cpu" else default_device()
 
     async def _stop(self, worker: ThreadWorker) -> None:
         try:
@@ -165,11 +180,12 @@ class Service:
             raise ValueError(f"priority={priority!r}: give a whole number from 0 (first) to 7")
         if timeout is not None and not timeout >= 0:
             raise ValueError(f"timeout={timeout!r}: give seconds, 0 or more, or None for the handler's own")
+        size = max(_nbytes(value), 0 if info is None else info.nbytes)
         own = None if patient else self._handler.options.timeout
         # A caller can ask for less than the handler allows, not for more.
         limit = own if timeout is None else timeout if own is None else min(own, timeout)
         try:
-            item = self._batcher.item(value, priority=priority, timeout=limit, nbytes=_nbytes(value))
+            item = self._batcher.item(value, priority=priority, timeout=limit, nbytes=size)
         except TidegateError:
             raise
         except Exception as error:  # what cost() and group_by() raise is the handler's, not the caller's bug

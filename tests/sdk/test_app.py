@@ -341,3 +341,18 @@ def test_run_serves_until_it_is_interrupted_and_returns(third_party: Path) -> No
         check=False,
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "returned\n", "")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("worker", "process"), ("devices", [0]), ("devices_per_worker", 2), ("max_run_time", 5.0)],
+)
+def test_what_is_not_built_yet_is_refused_and_not_ignored(option: str, value: Any) -> None:
+    arguments: dict[str, Any] = {option: value}
+
+    def echo(x: int) -> int:
+        return x
+
+    with pytest.raises(ValueError) as caught:
+        App(serve(**arguments)(echo))
+    assert f"{option}={value!r} is not available yet" in str(caught.value)

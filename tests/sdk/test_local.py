@@ -1,4 +1,5 @@
 import asyncio
+import concurrent.futures
 import gc
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from tidegate import (
     LocalClient,
     Overloaded,
     SetupFailed,
+    TidegateError,
     serve,
     service,
 )
@@ -561,3 +563,53 @@ async def test_leaving_a_map_early_takes_what_is_not_running_out_of_the_queue_as
         go.set()
         assert await client.call(10) == 10
     assert seen == [0, 1, 10]
+
+
+def test_an_iterator_that_the_collector_ends_in_the_clients_own_thread_does_not_stop_it() -> None:
+    @serve
+    def count(n: int) -> Iterator[int]:
+        yield from range(n)
+
+    with LocalClient(count) as client:
+        chunks = client.stream(10**9)
+        assert next(chunks) == 0
+        ended = threading.Event()
+
+        async def collect() -> None:
+            # As the collector does wherever it happens to run.
+            chunks.close()  # type: ignore[attr-defined]
+            ended.set()
+
+        client._submit(collect())
+        assert ended.wait(10)
+        assert list(client.stream(2)) == [0, 1]
+
+
+def test_calls_that_race_with_the_end_are_answered_or_refused_and_none_hangs() -> None:
+    @serve
+    def echo(x: int) -> int:
+        return x
+
+    ended: list[object] = []
+
+    def ask(client: LocalClient, ready: threading.Barrier) -> None:
+        ready.wait(10)
+        try:
+            for n in range(100):
+                client.call(n)
+        except (RuntimeError, TidegateError, concurrent.futures.CancelledError) as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+
+    for _ in range(10):
+        ready = threading.Barrier(5)
+        with LocalClient(echo) as client:
+            threads = [threading.Thread(target=ask, args=(client, ready)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            ready.wait(10)
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+    assert len(ended) == 40

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import anyio
 import msgspec
 import numpy as np
 import pytest
@@ -302,3 +303,16 @@ async def test_text_that_is_no_utf_8_is_told_as_well_as_it_can_be() -> None:
     async with App(double) as app:
         response = await asked(app, Content_Type="a/\udcff")
     assert (response.status, "a/?" in document(response)["detail"]) == (415, True)
+
+
+async def test_a_bodys_bytes_count_against_the_queues_limit_whatever_they_become() -> None:
+    @serve(max_queue_bytes=1000, max_batch_size=8, batch_timeout=60)
+    def keys(x: list[dict[str, str]]) -> list[int]:
+        return [len(item) for item in x]
+
+    async with App(keys) as app, anyio.create_task_group() as tasks:
+        body = msgspec.json.encode({"text": "x" * 700})
+        tasks.start_soon(asked, app, "/keys", body)
+        await anyio.wait_all_tasks_blocked()
+        assert (await asked(app, "/keys", body)).status == 429
+        tasks.cancel_scope.cancel()

@@ -75,7 +75,7 @@ def load_model(device: str) -> Model:
     return Model()
 
 
-@serve(max_batch_size=32, setup=load_model, forward_headers=["X-Tenant"], devices=[0, "cuda:1"], warmup="hello")
+@serve(max_batch_size=32, setup=load_model, forward_headers=["X-Tenant"], devices="cpu", warmup="hello")
 def embed(model: Model, texts: list[str]) -> Floats:
     return model.encode(texts)
 

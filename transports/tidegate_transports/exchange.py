@@ -91,7 +91,7 @@ class Exchange:
     async def _call(self, handler: Handler[..., object], request: Request, request_id: str) -> Response:
         try:
             accept = request.headers.get("Accept")
-            info = RequestInfo(request_id, _forwarded(handler, request), READER_PATIENCE)
+            info = RequestInfo(request_id, _forwarded(handler, request), READER_PATIENCE, len(request.body))
             if not handler.streams:
                 handler.codec.check_accept(accept)
             value = handler.codec.decode(request.body, request.headers.get("Content-Type"))
