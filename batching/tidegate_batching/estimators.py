@@ -306,7 +306,7 @@ class ArrivalProfile:
 
     def close(self, now: float) -> None:
         """Finish the running epoch, if any, because one of another kind starts; learn from it."""
-        if math.isfinite(now):
+        if self.running and math.isfinite(now):
             if self._opened <= now:  # else none runs, or the clock was set back during it
                 self._fold()
             self._opened = math.nan

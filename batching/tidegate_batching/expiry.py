@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from math import inf
+from typing import Final
 
 from tidegate_batching.item import Item, State
 
 __all__ = ["Expiry"]
+
+_SETTLED: Final = State.SETTLED  # a global is found in a third of the time
 
 
 class Expiry:
@@ -57,4 +60,4 @@ class Expiry:
 def _counts(entry: tuple[float, int, Item]) -> bool:
     deadline, _, item = entry
     # `started` lifts the deadline of an item; the entry that holds the old one is void.
-    return item.state is not State.SETTLED and item.deadline == deadline
+    return item.state is not _SETTLED and item.deadline == deadline

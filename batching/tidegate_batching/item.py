@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from enum import Enum
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 __all__ = ["Action", "Dispatch", "Item", "Outcome", "Release", "Settle", "State"]
 
@@ -23,6 +23,10 @@ class State(Enum):
     RUNNING = "running"
     RETRY = "retry"
     SETTLED = "settled"
+
+
+# Looking a member up on its class takes as long as the rest of a line; the core does it several times per item.
+_NEW: Final = State.NEW
 
 
 class Release(Enum):
@@ -88,7 +92,7 @@ class Item:
         self.cost = cost
         self.nbytes = nbytes
         self.group = group
-        self.state = State.NEW
+        self.state = _NEW
         self.started = False
         self.sequence = 0
         self.batch_size = 0

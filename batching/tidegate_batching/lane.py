@@ -6,12 +6,14 @@ from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from operator import attrgetter
+from typing import Final
 
 from tidegate_batching.item import Item, State
 
 __all__ = ["Lane"]
 
 _KEY = attrgetter("key")
+_QUEUED: Final = State.QUEUED  # a global is found in a third of the time
 
 
 class Lane:
@@ -31,7 +33,7 @@ class Lane:
 
     def __iter__(self) -> Iterator[Item]:
         """The live items, first to run first."""
-        return (item for item in self._ordered if item.state is State.QUEUED)
+        return (item for item in self._ordered if item.state is _QUEUED)
 
     def add(self, item: Item) -> None:
         """A new item; nearly always the last one in order."""
@@ -48,7 +50,7 @@ class Lane:
         """Items that were taken and are waiting again, each in its old place."""
         # Live again, they must not stand in the lists a second time as their own tombstones.
         back = set(items)
-        live = [item for item in self._ordered if item.state is State.QUEUED and item not in back] + items
+        live = [item for item in self._ordered if item.state is _QUEUED and item not in back] + items
         self._ordered = sorted(live, key=_KEY)
         self._arrivals = deque(sorted(live, key=lambda item: item.sequence))
         self.live += len(items)
@@ -56,7 +58,7 @@ class Lane:
 
     def opened_at(self) -> float:
         """When the oldest live item arrived: its window opened then."""
-        while self._arrivals[0].state is not State.QUEUED:
+        while self._arrivals[0].state is not _QUEUED:
             self._arrivals.popleft()
         return self._arrivals[0].arrived_at
 
@@ -70,11 +72,11 @@ class Lane:
         self.cost -= cost
         ordered, arrivals = self._ordered, self._arrivals
         if len(ordered) > 2 * self.live + 64:
-            self._ordered = [item for item in ordered if item.state is State.QUEUED]
+            self._ordered = [item for item in ordered if item.state is _QUEUED]
         else:
             front = 0
-            while front < len(ordered) and ordered[front].state is not State.QUEUED:
+            while front < len(ordered) and ordered[front].state is not _QUEUED:
                 front += 1
             del ordered[:front]
         if len(arrivals) > 2 * self.live + 64:
-            self._arrivals = deque(item for item in arrivals if item.state is State.QUEUED)
+            self._arrivals = deque(item for item in arrivals if item.state is _QUEUED)

@@ -38,7 +38,7 @@ _RATE_WINDOW: Final = 0.2  # seconds over which ArrivalRate looks back
 class Linger:
     """Learns arrivals and decides holds for one scheduler; service times are learned by the scheduler."""
 
-    __slots__ = ("_idle_epochs", "_latest", "_pace", "_rate", "_service", "_slot_epochs", "_target", "_until")
+    __slots__ = ("_epoch", "_idle_epochs", "_latest", "_pace", "_rate", "_service", "_slot_epochs", "_target", "_until")
 
     def __init__(self, service: ServiceTime) -> None:
         self._service = service
@@ -47,6 +47,7 @@ class Linger:
         # an idle system.
         self._slot_epochs = ArrivalProfile()
         self._idle_epochs = ArrivalProfile()
+        self._epoch = self._idle_epochs  # the kind that runs
         self._until = inf  # the running hold ends then; infinity: none runs
         self._latest = inf  # or then, if another follows it at once
         self._target = 0  # or when so many wait: a cohort's size; 0 in a hold for the phase
@@ -55,17 +56,18 @@ class Linger:
     def arrived(self, now: float, *, to_idle: bool) -> None:
         """One item has come; `to_idle`: nobody else waited and a slot was free."""
         self._rate.observe(now)
-        self._idle_epochs.arrived(now)
-        self._slot_epochs.arrived(now)
+        self._epoch.arrived(now)
         if to_idle and self._until == inf:
             self._slot_epochs.close(now)
             self._idle_epochs.open(now)
+            self._epoch = self._idle_epochs
 
     def slot_freed(self, now: float) -> None:
         """A slot is free and items wait."""
         if self._until == inf:
             self._idle_epochs.close(now)
             self._slot_epochs.open(now)
+            self._epoch = self._slot_epochs
 
     def released(self) -> None:
         """The batch that was held has gone, or nothing waits any more."""
@@ -146,7 +148,7 @@ class Linger:
         self, queued: int, limit: int, free: int, slots: int, horizon: float, rate: float, guard: float, unit: float
     ) -> tuple[float, int]:
         """Seconds to wait for a cohort that is on its way, and the number of items at which it is complete."""
-        profile = self._slot_epochs if self._slot_epochs.running else self._idle_epochs
+        profile = self._epoch
         if profile.epochs < _MIN_EPOCHS:
             return 0.0, 0
         room = limit - queued
