@@ -233,7 +233,8 @@ def _refusal(error: Exception, body: bytes, media: str) -> InvalidInput:
         return MalformedBody(
             f"{error}: JSON has no NaN and no Infinity; send null, or msgpack or .npy, which have them"
         )
-    return MalformedBody(str(error))
+    # A body that stops too early says nothing of where.
+    return MalformedBody(str(error) if found else f"{error} (byte {len(body)})")
 
 
 def _where_not_utf8(body: bytes) -> str:
