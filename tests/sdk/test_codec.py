@@ -109,7 +109,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_the_place_and_the_reason(
         (b" \n", "empty"),
         (b"[1,,2]", "byte 3"),
         (b"[1] x", "trailing characters"),
-        (b"[1, 2", "truncated (byte 6)"),
+        (b"[1, 2", "truncated (byte 5)"),
         (b"{'a': 1}", "byte 1"),
         (b"[NaN]", "byte 1"),
         (b"[1, Infinity]", "byte 4"),
