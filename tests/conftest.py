@@ -7,6 +7,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A slow machine is no failure, and the examples of a change's own run must not depend on the day: exploring is for
+# whoever works on the code.
+settings.register_profile("tidegate", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("tidegate")
 
 Serving = Callable[..., AbstractContextManager[tuple["subprocess.Popen[str]", list[str]]]]
 
