@@ -38,7 +38,7 @@ MUTANTS = [
     Mutant("the queue takes one too many", "scheduler", "or self.waiting >= self._max_queue_size", "or self.waiting > self._max_queue_size"),
     Mutant("bytes are not bounded", "scheduler", "or nbytes > self._max_queue_bytes", "or nbytes > 10**30"),
     Mutant("bytes are never given back", "scheduler", "self._queued_bytes -= nbytes", "pass"),
-    Mutant("cancelled twice", "scheduler", "if item.state is State.SETTLED or item.state", "if item.state"),
+    Mutant("cancelled twice", "scheduler", "if item.state is _SETTLED or item.state", "if item.state"),
     Mutant("a chunk disarms nothing", "scheduler", "item.deadline = inf\n", "pass\n"),
     # when a batch goes
     Mutant("dispatched at its deadline", "expiry", "while self.next() <= now:", "while self.next() < now:"),
@@ -56,7 +56,7 @@ MUTANTS = [
     # who goes with whom
     Mutant("late comers go last", "lane", "if not ordered or item.key > ordered[-1].key:", "if True:"),
     Mutant("put back as its own tombstone too", "lane", " and item not in back]", "]"),
-    Mutant("the window of one who left", "lane", "while self._arrivals[0].state is not State.QUEUED:", "while False:"),
+    Mutant("the window of one who left", "lane", "while self._arrivals[0].state is not _QUEUED:", "while False:"),
     Mutant("tombstones stay in order", "lane", "if len(ordered) > 2 * self.live + 64:", "if False:"),
     Mutant("tombstones stay in time", "lane", "if len(arrivals) > 2 * self.live + 64:", "if False:"),
     Mutant("a stream's old deadline counts", "expiry", " and item.deadline == deadline", ""),
@@ -69,9 +69,9 @@ MUTANTS = [
     Mutant("warm-up runs refuse", "scheduler", "if self._service.observations == 0:\n            return 0.0",
            "if False:\n            return 0.0"),
     # how a batch ends
-    Mutant("answered although settled", "scheduler", "if item.state is not State.RUNNING:\n                continue",
+    Mutant("answered although settled", "scheduler", "if item.state is not _RUNNING:\n                continue",
            "if False:\n                continue"),
-    Mutant("failed although settled", "scheduler", "in verdict.fail if item.state is not State.SETTLED]",
+    Mutant("failed although settled", "scheduler", "in verdict.fail if item.state is not _SETTLED]",
            "in verdict.fail]"),
     Mutant("the batch behind is dropped", "scheduler", "done.current, done.following = done.following, None",
            "done.current, done.following = None, None"),
