@@ -135,8 +135,7 @@ def run(*handlers: Handler[..., Any] | type, **doors: str) -> None:
         >>> @serve
         ... def shout(text: str) -> str:
         ...     return text.upper()
-        >>> if __name__ == "__main__" and False:  # serves for ever
-        ...     run(shout, http="0.0.0.0:8000")
+        >>> run(shout, http="0.0.0.0:8000")  # doctest: +SKIP
     """
     app = App(*handlers, **(doors or {"http": "127.0.0.1:8000"}))
     asyncio.run(serve_until_stopped(app))
