@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -12,7 +13,8 @@ from typing import Any, Self
 from tidegate.context import RequestInfo
 from tidegate.handler import Handler, handler_of
 from tidegate.options import RESERVED
-from tidegate.service import Answer, Service, check_supported
+from tidegate.service import DRAIN_TIMEOUT, Answer, Service, check_supported
+from tidegate.status import HandlerStatus
 from tidegate.transport import Transport, load_transport
 from tidegate_batching import Statistics, Stream
 
@@ -23,7 +25,8 @@ class App:
     """Handlers served together: `async with App(square, http="127.0.0.1:8000"):`.
 
     handlers: what `serve` returned, with distinct names. Doors are keyword arguments, `name="address"`, for every
-    installed transport; without one the app answers `call` only.
+    installed transport, or `name=transport` for one made with options; without one the app answers `call` only.
+    drain_timeout: seconds that everything may take to end together when the app is left.
 
     Raises TypeError or ValueError when the combination makes no sense, `SetupFailed` on entering when a handler
     cannot start, OSError when an address cannot be taken.
@@ -41,13 +44,22 @@ class App:
         42
     """
 
-    def __init__(self, *handlers: Handler[..., Any] | type, **doors: str) -> None:
+    drain_ends_at: float = math.inf
+    """On the loop's clock: when everything must have ended; infinity until the app is left."""
+
+    def __init__(
+        self, *handlers: Handler[..., Any] | type, drain_timeout: float = DRAIN_TIMEOUT, **doors: str | Transport
+    ) -> None:
+        self.drain_timeout = drain_timeout
+        self.draining = False
         self.handlers = _by_name([handler_of(handler) for handler in handlers])
         for handler in self.handlers.values():
             handler.freeze()
             check_supported(handler)
         # Loading finds a missing transport now and not after a minute of setup.
-        self.transports: list[Transport] = [load_transport(name)(address) for name, address in doors.items()]
+        self.transports: list[Transport] = [
+            load_transport(name)(door) if isinstance(door, str) else door for name, door in doors.items()
+        ]
         self._services: dict[str, Service] = {}
         self._stack = AsyncExitStack()
 
@@ -63,7 +75,27 @@ class App:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        self.draining = True
+        self.drain_ends_at = asyncio.get_running_loop().time() + self.drain_timeout
         return await self._stack.__aexit__(kind, error, traceback)
+
+    # ------------------------------------------------------------------ how it is
+
+    @property
+    def ready(self) -> bool:
+        """Whether every handler has a live, warmed worker and nobody has asked the app to stop."""
+        return not self.draining and bool(self._services) and all(s.status().ready for s in self._services.values())
+
+    @property
+    def alive(self) -> bool:
+        """False when nothing but a new process can help."""
+        return all(service.status().alive for service in self._services.values())
+
+    def status(self) -> dict[str, HandlerStatus]:
+        """Per handler, its workers."""
+        return {name: service.status() for name, service in self._services.items()}
+
+    # ------------------------------------------------------------------ requests
 
     async def call(self, name: str, value: Any, *, priority: int = 3, timeout: float | None = None) -> Any:
         """One input through the handler's batcher to its output.
@@ -125,7 +157,7 @@ async def serve_until_stopped(app: App, opened: Callable[[], None] = lambda: Non
             loop.remove_signal_handler(number)
 
 
-def run(*handlers: Handler[..., Any] | type, **doors: str) -> None:
+def run(*handlers: Handler[..., Any] | type, **doors: str | Transport) -> None:
     """Serve until SIGINT or SIGTERM, at http://127.0.0.1:8000 unless doors are given; `App` is the same inside a loop.
 
     Requests in flight are answered first. Raises what `App` raises.
@@ -137,7 +169,8 @@ def run(*handlers: Handler[..., Any] | type, **doors: str) -> None:
         ...     return text.upper()
         >>> run(shout, http="0.0.0.0:8000")  # doctest: +SKIP
     """
-    app = App(*handlers, **(doors or {"http": "127.0.0.1:8000"}))
+    chosen: dict[str, Any] = dict(doors or {"http": "127.0.0.1:8000"})
+    app = App(*handlers, **chosen)
     asyncio.run(serve_until_stopped(app))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import traceback as tracebacks
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple, Self
 from tidegate.context import RequestInfo
 from tidegate.devices import default_device
 from tidegate.handler import Handler
+from tidegate.status import HandlerStatus, WorkerStatus
 from tidegate.workers.thread import ThreadWorker
 from tidegate_batching import Batcher, Item, Overloaded, Statistics, Stream, TidegateError
 from tidegate_batching.errors import from_foreign
@@ -168,6 +170,10 @@ class Service:
         if not self._handler.streams:
             raise TypeError(f"handler {self._handler.name!r} gives one output: use call(), not stream()")
         return self._batcher.stream(self._item(value, priority, timeout, info))
+
+    def status(self) -> HandlerStatus:
+        """How its workers are."""
+        return HandlerStatus((WorkerStatus(self._device(), "thread", "ready", os.getpid()),) * self._workers)
 
     def statistics(self) -> Statistics:
         """The batcher's snapshot."""
