@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -119,6 +120,7 @@ class Batcher(Generic[T, R]):
         self._scheduler = Scheduler(policy)
         self._recorder = Recorder()
         self._starts: list[Callable[[Batch], None]] = []
+        self._abandons: list[Callable[[Batch, int], None] | None] = []
         self._flights: list[deque[Batch]] = []
         self._closing = False
         self._backend: Backend
@@ -186,7 +188,7 @@ class Batcher(Generic[T, R]):
         try:
             outcome = await waiter
         except BaseException:
-            self._apply(self._scheduler.cancel(item, self._backend.now()))
+            self._cancel(item)
             raise
         finally:
             # The heap of deadlines may keep the item a while; what came and went with it need not live as long.
@@ -199,10 +201,7 @@ class Batcher(Generic[T, R]):
     def stream(self, item: Item) -> Stream[Any]:
         """Queue an item whose handler sends chunks, and read them as they come."""
 
-        def cancel() -> None:
-            self._apply(self._scheduler.cancel(item, self._backend.now()))
-
-        stream: Stream[Any] = Stream(self._backend, cancel)
+        stream: Stream[Any] = Stream(self._backend, partial(self._cancel, item))
         item.waiter = stream
         self._recorder.submitted += 1
         self._apply(self._scheduler.submit(item, self._backend.now()))
@@ -227,12 +226,20 @@ class Batcher(Generic[T, R]):
 
     # ------------------------------------------------------------------ for the owner of the workers
 
-    def add_slot(self, start: Callable[[Batch], None], *, prefetch: bool = False) -> int:
+    def add_slot(
+        self,
+        start: Callable[[Batch], None],
+        *,
+        prefetch: bool = False,
+        abandon: Callable[[Batch, int], None] | None = None,
+    ) -> int:
         """Add a place for one batch at a time; `start(batch)` begins to run it and returns at once.
 
         prefetch: the worker prepares a second batch while one runs, and says when with `Batch.prepared`.
+        abandon: told the batch and the index of a running item for which nobody waits any more.
         """
         self._starts.append(start)
+        self._abandons.append(abandon)
         self._flights.append(deque())
         slot = len(self._starts) - 1
         self._apply(self._scheduler.slot_ready(slot, self._backend.now(), prefetch=prefetch))
@@ -243,9 +250,17 @@ class Batcher(Generic[T, R]):
         self._flights[slot].clear()
         self._apply(self._scheduler.slot_lost(slot, error, self._backend.now(), replaced=replaced))
 
-    def restore_slot(self, slot: int, start: Callable[[Batch], None], *, prefetch: bool = False) -> None:
+    def restore_slot(
+        self,
+        slot: int,
+        start: Callable[[Batch], None],
+        *,
+        prefetch: bool = False,
+        abandon: Callable[[Batch, int], None] | None = None,
+    ) -> None:
         """A lost slot has a new worker."""
         self._starts[slot] = start
+        self._abandons[slot] = abandon
         self._apply(self._scheduler.slot_ready(slot, self._backend.now(), prefetch=prefetch))
 
     def add_function(self, function: Callable[[list[T]], Awaitable[Sequence[R | BaseException]]]) -> int:
@@ -301,6 +316,19 @@ class Batcher(Generic[T, R]):
         if following is not None and following._early is not None:
             self._completed(following, following._early)
 
+    def _cancel(self, item: Item) -> None:
+        self._apply(self._scheduler.cancel(item, self._backend.now()))
+        self._abandon(item)
+
+    def _abandon(self, item: Item) -> None:
+        """Tell the worker, if one runs it now: the batch is looked for here, since few items are ever cancelled."""
+        for flights, abandon in zip(self._flights, self._abandons, strict=True):
+            if abandon is None:
+                continue
+            for batch in flights:
+                if item in batch.items:
+                    abandon(batch, batch.items.index(item))
+
     def _turn(self) -> None:
         self._apply(self._scheduler.tick(self._backend.now()))
 
@@ -311,6 +339,8 @@ class Batcher(Generic[T, R]):
             else:
                 item, outcome = action
                 self._recorder.settled(item, outcome.error)
+                if outcome.error is not None and item.dispatched_at:
+                    self._abandon(item)
                 waiter = item.waiter
                 if waiter is not None and not waiter.done():
                     waiter.set_result(outcome)

@@ -40,6 +40,7 @@ __all__ = [
     "OutOfMemory",
     "Overloaded",
     "Refused",
+    "RunTimeout",
     "SlowReader",
     "TidegateError",
     "TooCostly",
@@ -277,6 +278,21 @@ class WorkerDied(TidegateError):
     code = "worker-died"
 
 
+class RunTimeout(WorkerDied):
+    """The item's batch ran for longer than max_run_time.
+
+    Example:
+        >>> RunTimeout(2.5).code, str(RunTimeout(2.5))
+        ('run-timeout', 'the batch ran for longer than max_run_time=2.5 s')
+    """
+
+    code = "run-timeout"
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(f"the batch ran for longer than max_run_time={limit:g} s")
+        self.limit = limit
+
+
 def alike(one: BaseException, other: BaseException) -> bool:
     """Whether two failures are of one kind: same class, and for a wrapped foreign exception the same class inside."""
     if isinstance(one, HandlerError) and isinstance(other, HandlerError):
@@ -327,6 +343,42 @@ def _is_device_memory(error: BaseException) -> bool:
         "resource_exhausted: out of memory",
     )
     return any(sign in text for sign in signs)
+
+
+_POISON = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction was encountered",
+    "unspecified launch failure",
+    "misaligned address",
+    "invalid program counter",
+    "hardware stack error",
+    "uncorrectable ecc error",
+    "launch timed out and was terminated",
+    "cudaerrorassert",
+    "cudaerrorillegaladdress",
+    "cudaerrorlaunchfailure",
+    "cuda_error_assert",
+    "cuda_error_illegal_address",
+    "cuda_error_launch_failed",
+    "memory access fault by gpu",
+)
+
+
+def is_poison(error: BaseException) -> bool:
+    """Whether it leaves a process's GPU context unusable, so that nothing but a new process helps.
+
+    Source: the error codes of which CUDA's runtime reference says that "the process must be terminated and relaunched".
+    """
+    known: BaseException | None = error
+    for _ in range(4):  # a library may have wrapped it
+        if known is None:
+            return False
+        text = _text(known).lower()
+        if isinstance(known, (RuntimeError, HandlerError)) and any(sign in text for sign in _POISON):
+            return True
+        known = known.__cause__
+    return False
 
 
 def _text(error: BaseException) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from tidegate_batching import Item
-
-__all__ = ["BatchContext", "ItemContext", "RequestInfo", "current_batch", "running_batch"]
+__all__ = ["BatchContext", "ItemContext", "RequestInfo", "RunningItem", "current_batch", "running_batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +24,23 @@ class RequestInfo:
     nbytes: int = 0
 
 
+class RunningItem(Protocol):
+    """What a worker knows about an item: the core's own, or its image in another process."""
+
+    @property
+    def info(self) -> Any: ...
+    @property
+    def deadline(self) -> float: ...
+    @property
+    def cancelled(self) -> bool: ...
+
+
 class ItemContext:
     """One item of the running batch."""
 
     __slots__ = ("_info", "_item", "scope")
 
-    def __init__(self, item: Item) -> None:
+    def __init__(self, item: RunningItem) -> None:
         self._item = item
         self._info: RequestInfo = item.info or RequestInfo()
         self.scope: dict[str, Any] = {}
@@ -60,9 +69,9 @@ class ItemContext:
 
 @dataclass(frozen=True, slots=True)
 class BatchContext:
-    """The running batch: where it runs and, in the batch's order, who is in it."""
+    """The running batch: where it runs (as `setup` was told) and, in the batch's order, who is in it."""
 
-    device: str
+    device: str | list[str]
     items: Sequence[ItemContext]
 
     @property

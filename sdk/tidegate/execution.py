@@ -7,18 +7,19 @@ like plain calls.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tidegate.collate import group_of, split, stack
-from tidegate.context import BatchContext, ItemContext, running_batch
+from tidegate.context import BatchContext, ItemContext, RunningItem, running_batch
 from tidegate.handler import Handler
 from tidegate.sentinels import END, SKIP, Sentinel
+from tidegate.workers.protocol import SetupArgument
 from tidegate_batching import Batch, BatchSizeMismatch, HandlerError, InvalidInput, TidegateError
 from tidegate_batching.errors import from_foreign
 
-__all__ = ["Execution", "Prepared", "drive"]
+__all__ = ["Execution", "Prepared", "Work", "drive"]
 
 T = TypeVar("T")
 Hook = Callable[[Any, Any], Any]
@@ -37,13 +38,24 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
 
 
+class Work(Protocol):
+    """A batch as its execution sees it, in the service's process or in a worker's."""
+
+    @property
+    def values(self) -> list[Any]: ...
+    @property
+    def items(self) -> Sequence[RunningItem]: ...
+
+
 class Prepared:
     """A batch whose items are decoded; an exception instance in an item's place has failed already."""
 
-    __slots__ = ("batch", "context", "inputs")
+    __slots__ = ("batch", "context", "inputs", "stacked")
 
-    def __init__(self, batch: Batch, context: BatchContext, inputs: list[Any]) -> None:
+    def __init__(self, batch: Work, context: BatchContext, inputs: list[Any]) -> None:
         self.batch = batch
+        # Where the values came as one array already, that is the function's argument as it is.
+        self.stacked: Any = getattr(batch, "stacked", None)
         self.context = context
         self.inputs = inputs
 
@@ -63,7 +75,7 @@ class Execution:
     `decode` and `encode` may run on another thread than the rest, `start`, `run`, `chunks` and `stop` on one.
     """
 
-    def __init__(self, handler: Handler[..., Any], device: str) -> None:
+    def __init__(self, handler: Handler[..., Any], device: SetupArgument) -> None:
         self._handler = handler
         self._options = handler.options
         self._device = device
@@ -104,7 +116,7 @@ class Execution:
 
     # ------------------------------------------------------------------ one batch
 
-    async def decode(self, batch: Batch) -> Prepared:
+    async def decode(self, batch: Work) -> Prepared:
         """The items as the function's batch will see them; a hook's failure is its item's alone."""
         context = BatchContext(self._device, [ItemContext(item) for item in batch.items])
         prepared = Prepared(batch, context, list(batch.values))
@@ -207,6 +219,8 @@ class Execution:
             return items[0]
         if self._batch is not None:
             return await _awaited(self._batch(items, self._scopes(prepared, places)))
+        if prepared.stacked is not None and len(places) == len(prepared.inputs):
+            return prepared.stacked
         return stack(items, self._options.dims[0])
 
     async def _one_each(self, output: Any, size: int) -> list[Any]:

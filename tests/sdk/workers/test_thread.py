@@ -23,8 +23,8 @@ from tidegate import (
     serve,
 )
 from tidegate.context import RequestInfo
-from tidegate.workers import thread
-from tidegate.workers.thread import ThreadWorker, _Turns
+from tidegate.workers.runner import STEPS_AHEAD, _Turns
+from tidegate.workers.thread import ThreadWorker
 from tidegate_batching import Batch, Item, State, Stream
 
 pytestmark = pytest.mark.anyio
@@ -1111,7 +1111,7 @@ async def test_an_unbatched_generator_pauses_for_its_reader_and_goes_on(asynchro
     async with App(counting.later if asynchronous else counting.plain) as app:
         stream = app.stream("f", None)
         made = await counting.pauses()
-        assert 256 <= made <= 256 + thread.STEPS_AHEAD + 1
+        assert 256 <= made <= 256 + STEPS_AHEAD + 1
         with anyio.fail_after(20):
             assert [chunk async for chunk in stream] == list(range(2000))
     assert counting.ended.is_set()
@@ -1133,7 +1133,7 @@ async def test_large_chunks_pause_a_generator_earlier() -> None:
     counting = Counting(100, chunk=b"x" * (1 << 19))
     async with App(counting.plain) as app:
         stream = app.stream("f", None)
-        assert await counting.pauses() <= 2 + thread.STEPS_AHEAD + 1
+        assert await counting.pauses() <= 2 + STEPS_AHEAD + 1
         with anyio.fail_after(20):
             assert len([chunk async for chunk in stream]) == 100
 
@@ -1179,7 +1179,7 @@ async def test_a_reader_that_has_caught_up_in_time_is_not_ended_for_its_pause() 
 
     def chunks(x: Any) -> Iterator[int]:
         for n in range(300):
-            if n == 256 + thread.STEPS_AHEAD - 1:
+            if n == 256 + STEPS_AHEAD - 1:
                 behind.set()
             yield n
         assert go.wait(10)
@@ -1212,7 +1212,7 @@ def test_a_stream_whose_loop_has_gone_ends() -> None:
     async def leave_it_running() -> None:
         worker = await started(handler_of_hooks(endless, max_batch_size=None))
         worker.run(NotedBatch(1))
-        worker._begin(None)
+        worker._runner.begin(None)
 
     asyncio.run(leave_it_running())
     assert closed.wait(10)
