@@ -19,6 +19,7 @@ TidegateError
 ├── BatchSizeMismatch           500  the handler returned more or fewer outputs than inputs
 ├── OutOfMemory                 500  the batch, or one lone item, did not fit
 └── WorkerDied                  500  the worker's process ended under the item
+    └── RunTimeout              500  the item's batch ran for longer than max_run_time
 
 `code` is a stable kebab-case name for programs; `status` is a hint in HTTP's numbers for the transports: nothing in
 this package speaks HTTP. `detail` is the text that a caller may see; it never holds a traceback.

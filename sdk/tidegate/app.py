@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from tidegate.context import RequestInfo
+from tidegate.devices import DeviceManager
 from tidegate.handler import Handler, handler_of
 from tidegate.options import RESERVED
-from tidegate.service import DRAIN_TIMEOUT, Answer, Service, check_supported
+from tidegate.service import DRAIN_TIMEOUT, Answer, Service, SetupFailed
 from tidegate.status import HandlerStatus
 from tidegate.transport import Transport, load_transport
+from tidegate.workers.spawn import kill_all, spawned
 from tidegate_batching import Statistics, Stream
 
 __all__ = ["App", "run", "serve_until_stopped"]
+
+DRAIN_DELAY = 5.0
+"""Seconds after SIGTERM for which requests are still taken."""
 
 
 class App:
@@ -26,7 +32,9 @@ class App:
 
     handlers: what `serve` returned, with distinct names. Doors are keyword arguments, `name="address"`, for every
     installed transport, or `name=transport` for one made with options; without one the app answers `call` only.
-    drain_timeout: seconds that everything may take to end together when the app is left.
+    worker: "process" or "thread" for handlers that do not say; processes where there are doors, else threads.
+    devices: what there is to run on, if not what is found. drain_timeout: seconds that everything may take to end
+    together when the app is left. `failure` is set when a handler's last worker is lost for good.
 
     Raises TypeError or ValueError when the combination makes no sense, `SetupFailed` on entering when a handler
     cannot start, OSError when an address cannot be taken.
@@ -48,25 +56,49 @@ class App:
     """On the loop's clock: when everything must have ended; infinity until the app is left."""
 
     def __init__(
-        self, *handlers: Handler[..., Any] | type, drain_timeout: float = DRAIN_TIMEOUT, **doors: str | Transport
+        self,
+        *handlers: Handler[..., Any] | type,
+        worker: Literal["process", "thread"] | None = None,
+        devices: DeviceManager | None = None,
+        drain_timeout: float = DRAIN_TIMEOUT,
+        **doors: str | Transport,
     ) -> None:
-        self.drain_timeout = drain_timeout
-        self.draining = False
         self.handlers = _by_name([handler_of(handler) for handler in handlers])
         for handler in self.handlers.values():
             handler.freeze()
-            check_supported(handler)
+        if worker not in (None, "process", "thread"):
+            raise ValueError(f"worker={worker!r}: give 'process' or 'thread'")
+        if not drain_timeout >= 0:
+            raise ValueError(f"drain_timeout={drain_timeout!r}: give seconds, 0 or more")
+        self.drain_timeout = drain_timeout
+        self.draining = False
+        self.failure: asyncio.Future[SetupFailed]
         # Loading finds a missing transport now and not after a minute of setup.
         self.transports: list[Transport] = [
             load_transport(name)(door) if isinstance(door, str) else door for name, door in doors.items()
         ]
+        self._worker = worker
+        self._served = bool(doors)
+        self._devices = devices
         self._services: dict[str, Service] = {}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        self.failure = asyncio.get_running_loop().create_future()
+        manager = self._devices or DeviceManager.discover()
+        plan = manager.plan(self.handlers.values(), self._worker or ("process" if self._served else "thread"))
+        services = {name: Service(handler, plan[name], self._broken) for name, handler in self.handlers.items()}
+        try:
+            await _all(service.start() for service in services.values())
+        except BaseException:
+            await _all(service.stop(0.0) for service in services.values())
+            raise
+        self._services = services
         async with AsyncExitStack() as stack:
-            for name, handler in self.handlers.items():
-                self._services[name] = await stack.enter_async_context(Service(handler))
+            stack.push_async_callback(self._stop_workers)
+            for service in services.values():
+                await stack.enter_async_context(service)
+            stack.push_async_exit(self._drain)
             for transport in self.transports:
                 await stack.enter_async_context(transport.serve(self))
             self._stack = stack.pop_all()
@@ -78,6 +110,17 @@ class App:
         self.draining = True
         self.drain_ends_at = asyncio.get_running_loop().time() + self.drain_timeout
         return await self._stack.__aexit__(kind, error, traceback)
+
+    async def _drain(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Exception):
+            await _all(service.drain(self.drain_ends_at) for service in self._services.values())
+
+    async def _stop_workers(self) -> None:
+        await _all(service.stop(self.drain_ends_at) for service in self._services.values())
+
+    def _broken(self, failure: SetupFailed) -> None:
+        if not self.failure.done():
+            self.failure.set_result(failure)
 
     # ------------------------------------------------------------------ how it is
 
@@ -129,6 +172,28 @@ class App:
         """One input to its chunks as they come; `timeout` counts until the first. Close it when you stop reading."""
         return self._services[name].stream(value, priority=priority, timeout=timeout, info=info)
 
+    def asgi(self, **options: Any) -> Any:
+        """The app as an ASGI 3 application, to mount or to hand to a server; `options` are the HTTP door's.
+
+        A server's lifespan starts and ends the app; where there is none, as for mounted apps, the first request starts it.
+        """
+        self._served = True
+        mounted: Callable[..., Any] = load_transport("asgi")
+        return mounted(self, **options)
+
+    @property
+    def lifespan(self) -> Callable[[object], AbstractAsyncContextManager[None]]:
+        """Starts and ends the app together with the one that it is mounted in: `FastAPI(lifespan=app.lifespan)`."""
+
+        self._served = True
+
+        @asynccontextmanager
+        async def lifespan(_: object) -> AsyncIterator[None]:
+            async with self:
+                yield
+
+        return lifespan
+
     async def patient_call(self, name: str, value: Any) -> Any:
         """`call` without a deadline, that waits where `call` would be refused: for jobs, not for people."""
         return await self._services[name].patient_call(value)
@@ -142,25 +207,44 @@ class App:
         return {name: service.statistics() for name, service in self._services.items()}
 
 
-async def serve_until_stopped(app: App, opened: Callable[[], None] = lambda: None) -> None:
-    """Open an app's doors until SIGINT or SIGTERM, then drain; `opened` is called when they are open."""
-    stopped = asyncio.Event()
+async def serve_until_stopped(
+    app: App, opened: Callable[[], None] = lambda: None, *, drain_delay: float = DRAIN_DELAY
+) -> None:
+    """Open an app's doors until SIGINT or SIGTERM, then drain; `opened` is called when they are open.
+
+    drain_delay: seconds after SIGTERM for which requests are still taken while `/readyz` says 503, so that whoever
+    sends them looks elsewhere first. A second signal ends the workers and this process at once.
+    Raises SetupFailed when a handler's last worker is lost for good.
+    """
     loop = asyncio.get_running_loop()
+    stopped: asyncio.Future[float] = loop.create_future()
+
+    def stop(number: int) -> None:
+        if stopped.done():
+            # Whoever sends a second one does not want to wait.
+            kill_all()
+            os._exit(128 + number)
+        app.draining = True
+        stopped.set_result(drain_delay if number == signal.SIGTERM else 0.0)
+
     async with app:
         # Until here a signal ends the process: nothing is in flight, and a setup may take minutes.
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
+            loop.add_signal_handler(number, stop, number)
         opened()
-        await stopped.wait()
-        # A second signal ends the process: whoever sends it does not want to wait for the drain.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        ends: list[asyncio.Future[Any]] = [stopped, app.failure]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if stopped.done():
+            await asyncio.sleep(stopped.result())
+    if app.failure.done():
+        raise app.failure.result()
 
 
 def run(*handlers: Handler[..., Any] | type, **doors: str | Transport) -> None:
     """Serve until SIGINT or SIGTERM, at http://127.0.0.1:8000 unless doors are given; `App` is the same inside a loop.
 
-    Requests in flight are answered first. Raises what `App` raises.
+    Requests in flight are answered first. In a worker's process, which imports the script, it returns at once.
+    Raises what `App` raises.
 
     Example, in a script:
         >>> from tidegate import run, serve
@@ -169,9 +253,22 @@ def run(*handlers: Handler[..., Any] | type, **doors: str | Transport) -> None:
         ...     return text.upper()
         >>> run(shout, http="0.0.0.0:8000")  # doctest: +SKIP
     """
+    if spawned():
+        return  # a worker imports the script that calls this
     chosen: dict[str, Any] = dict(doors or {"http": "127.0.0.1:8000"})
     app = App(*handlers, **chosen)
     asyncio.run(serve_until_stopped(app))
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run them side by side; the first error ends the others and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _by_name(handlers: Sequence[Handler[..., Any]]) -> dict[str, Handler[..., Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import typing
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, Self, TypeVar
 
 from tidegate.codec import Codec
 from tidegate.collate import group_of
@@ -95,6 +96,19 @@ class Handler(Generic[P, R]):
             self._options = before
             raise
         return hook
+
+    def override(self, **changes: Any) -> Self:
+        """The same function with other arguments of `serve`, hooks excepted: what the command line's flags do.
+
+        Raises TypeError or ValueError as `serve` does. This one stays as it is.
+        """
+        for name in changes.keys() & {*HOOKS, "name"}:
+            raise TypeError(f"override({name}=…): hooks and the name belong to the function; give them to @serve")
+        changed = copy.copy(self)
+        changed._options = replace(self._options, **changes)
+        changed._frozen, changed._codec = False, None
+        changed._check()
+        return changed
 
     # ------------------------------------------------------------------ what it is
 

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import traceback as tracebacks
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from tidegate.context import RequestInfo
-from tidegate.devices import default_device
 from tidegate.handler import Handler
-from tidegate.status import HandlerStatus, WorkerStatus
+from tidegate.placement import Placement
+from tidegate.status import HandlerStatus
+from tidegate.workers.process import ProcessWorker
+from tidegate.workers.protocol import Worker, describe_devices
+from tidegate.workers.reference import reference_to
+from tidegate.workers.replica import Replica
 from tidegate.workers.thread import ThreadWorker
-from tidegate_batching import Batcher, Item, Overloaded, Statistics, Stream, TidegateError
+from tidegate_batching import Batcher, HandlerError, Item, Overloaded, Statistics, Stream, TidegateError
 from tidegate_batching.errors import from_foreign
 
 log = logging.getLogger("tidegate.service")
 
 DRAIN_TIMEOUT = 20.0
-"""Seconds that requests in flight and then the workers may take together to end when a service is left."""
+"""Seconds that doors, requests in flight and workers may take together to end."""
 
 TEARDOWN_TIMEOUT = 1.0
 """Seconds that the workers get all the same if the requests took them all."""
 
-__all__ = ["Answer", "Service", "SetupFailed", "check_supported"]
+__all__ = ["DRAIN_TIMEOUT", "Answer", "Service", "SetupFailed"]
 
 
 class Answer(NamedTuple):
@@ -56,76 +60,108 @@ class SetupFailed(Exception):
     """
 
     def __init__(self, handler: str, error: BaseException) -> None:
-        super().__init__(f"setup of handler {handler!r} failed: {type(error).__name__}: {error}")
+        # From another process it comes as a text, with the traceback that it had there.
+        if isinstance(error, HandlerError):
+            text, self.traceback = str(error), error.traceback
+        else:
+            text = f"{type(error).__name__}: {error}"
+            self.traceback = "".join(tracebacks.format_exception(error))
+        super().__init__(f"setup of handler {handler!r} failed: {text}")
         self.handler = handler
-        self.traceback = "".join(tracebacks.format_exception(error))
-
-
-def check_supported(handler: Handler[..., Any]) -> None:
-    """Refuse what is accepted at decoration but not built yet; better no service than one that ignores its options."""
-    options = handler.options
-    for name, fine, instead in (
-        ("worker", options.worker != "process", "'thread'"),
-        ("devices", options.devices in ("auto", "cpu"), "'auto' or 'cpu'"),
-        ("devices_per_worker", options.devices_per_worker == 1, "1"),
-        ("max_run_time", options.max_run_time is None, "None"),
-    ):
-        if not fine:
-            value = getattr(options, name)
-            raise ValueError(f"handler {handler.name!r}: {name}={value!r} is not available yet; use {instead}")
 
 
 class Service:
-    """A handler's batcher with its workers attached."""
+    """A handler's batcher with its workers attached.
 
-    def __init__(self, handler: Handler[..., Any]) -> None:
+    Used in two steps: `start` brings the workers up, entering it opens the batcher. To end it, `drain`, leave, `stop`.
+    """
+
+    def __init__(
+        self,
+        handler: Handler[..., Any],
+        placements: Sequence[Placement],
+        broken: Callable[[SetupFailed], None] = lambda failure: None,
+    ) -> None:
+        """placements: where its workers go, one each. broken: called when its last worker is lost for good."""
         self._handler = handler
-        options = handler.options
-        self._workers = options.workers_per_device
+        self._broken = broken
+        make = _maker(handler, placements)
+        self._replicas = [
+            Replica(
+                handler.name,
+                describe_devices(placement.setup_argument),
+                partial(make, placement),
+                self._lost,
+                placement.uuids,
+            )
+            for placement in placements
+        ]
+        self._slots = sum(replica.slots for replica in self._replicas)
         self._batcher: Batcher[Any, Any] = Batcher(
-            options.policy(self._workers * handler.concurrency), cost=options.cost, group_by=handler.group
+            handler.options.policy(self._slots), cost=handler.options.cost, group_by=handler.group
         )
-        self._stack = AsyncExitStack()
-        self._ends_at = 0.0
+        self._tasks: asyncio.TaskGroup
+
+    # ------------------------------------------------------------------ lifetime
+
+    async def start(self) -> None:
+        """Bring every worker up; raises SetupFailed as soon as one cannot be."""
+        starting = [asyncio.ensure_future(replica.start()) for replica in self._replicas]
+        try:
+            await asyncio.gather(*starting)
+        except Exception as error:
+            raise SetupFailed(self._handler.name, error) from error
+        finally:
+            for start in starting:
+                start.cancel()
+            await asyncio.gather(*starting, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
-            workers = [ThreadWorker(self._handler, self._device()) for _ in range(self._workers)]
-            for worker in workers:
-                # Left in reverse: the batcher drains through the workers, then they stop.
-                stack.push_async_callback(self._stop, worker)
-            failures = await asyncio.gather(*(worker.start() for worker in workers), return_exceptions=True)
-            for failure in failures:
-                if isinstance(failure, BaseException):
-                    raise SetupFailed(self._handler.name, failure) from failure
-            await stack.enter_async_context(self._batcher)
-            for worker in workers:
-                for _ in range(worker.slots):
-                    self._batcher.add_slot(worker.run, prefetch=worker.prefetch)
-            self._stack = stack.pop_all()
+        self._tasks = await asyncio.TaskGroup().__aenter__()
+        await self._batcher.__aenter__()
+        for replica in self._replicas:
+            replica.attach(self._batcher, self._tasks)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        self._ends_at = asyncio.get_running_loop().time() + DRAIN_TIMEOUT
-        if (kind is None or issubclass(kind, Exception)) and not await self._batcher.drain(DRAIN_TIMEOUT):
+    ) -> None:
+        for replica in self._replicas:
+            replica.end_restart()
+        # `drain` has waited for what there was time for: left without an error, the batcher would wait without a limit.
+        await self._batcher.__aexit__(kind or TimeoutError, error, traceback)
+        await self._tasks.__aexit__(None, None, None)
+
+    async def drain(self, ends_at: float) -> None:
+        """Refuse new items and answer those that are in, until `ends_at` on the loop's clock at the latest."""
+        left = max(0.0, ends_at - asyncio.get_running_loop().time())
+        if not await self._batcher.drain(left):
             log.error(
-                "handler %s still runs a batch after %g s: its callers got Closed", self._handler.name, DRAIN_TIMEOUT
+                "handler %s still runs a batch at the end of its time: its callers got Closed", self._handler.name
             )
-            # Left as after an error: the batcher would wait for that batch without a limit.
-            kind, error = TimeoutError, TimeoutError()
-        return await self._stack.__aexit__(kind, error, traceback)
 
-    def _device(self) -> str:
-        return "cpu" if self._handler.options.devices == "cpu" else default_device()
+    async def stop(self, ends_at: float) -> None:
+        """Tear the workers down; whoever is not done at `ends_at`, or in a second if that is later, is ended."""
+        await asyncio.gather(*(self._stop(replica, ends_at) for replica in self._replicas))
 
-    async def _stop(self, worker: ThreadWorker) -> None:
+    def kill(self) -> None:
+        """End the workers now."""
+        for replica in self._replicas:
+            replica.kill()
+
+    async def _stop(self, replica: Replica, ends_at: float) -> None:
         try:
-            async with asyncio.timeout_at(max(self._ends_at, asyncio.get_running_loop().time() + TEARDOWN_TIMEOUT)):
-                await worker.stop()
+            async with asyncio.timeout_at(max(ends_at, asyncio.get_running_loop().time() + TEARDOWN_TIMEOUT)):
+                await replica.stop()
         except TimeoutError:
-            log.error("a worker of handler %s still runs and is left behind", self._handler.name)
+            log.error("a worker of handler %s did not end in time and is left behind", self._handler.name)
+            replica.kill()
+
+    def _lost(self, error: BaseException) -> None:
+        if all(replica.status().state == "lost" for replica in self._replicas):
+            self._broken(SetupFailed(self._handler.name, error))
+
+    # ------------------------------------------------------------------ requests
 
     async def answer(
         self, value: Any, *, priority: int = 3, timeout: float | None = None, info: RequestInfo | None = None
@@ -160,8 +196,7 @@ class Service:
     def window(self) -> int:
         """Twice what all slots together take, so that the next batches are full while these run."""
         policy = self._batcher.policy
-        slots = self._workers * self._handler.concurrency
-        return min(max(16, 2 * slots * policy.max_batch_size + policy.max_batch_size), policy.max_queue_size)
+        return min(max(16, 2 * self._slots * policy.max_batch_size + policy.max_batch_size), policy.max_queue_size)
 
     def stream(
         self, value: Any, *, priority: int = 3, timeout: float | None = None, info: RequestInfo | None = None
@@ -173,7 +208,10 @@ class Service:
 
     def status(self) -> HandlerStatus:
         """How its workers are."""
-        return HandlerStatus((WorkerStatus(self._device(), "thread", "ready", os.getpid()),) * self._workers)
+        replicas = self._replicas
+        return HandlerStatus(
+            tuple(replica.status() for replica in replicas), alive=all(replica.alive for replica in replicas)
+        )
 
     def statistics(self) -> Statistics:
         """The batcher's snapshot."""
@@ -198,6 +236,13 @@ class Service:
             raise from_foreign(error) from error
         item.info = info
         return item
+
+
+def _maker(handler: Handler[..., Any], placements: Sequence[Placement]) -> Callable[[Placement], Worker]:
+    if placements[0].worker == "thread":
+        return lambda placement: ThreadWorker(handler, placement.setup_argument)
+    reference = reference_to(handler)
+    return lambda placement: ProcessWorker(handler, reference, placement.setup_argument, placement.environment)
 
 
 def _nbytes(value: Any) -> int:

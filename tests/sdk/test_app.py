@@ -306,7 +306,7 @@ async def test_a_door_opens_only_when_every_handler_is_set_up(third_party: Path)
         notes_at_setup.append(list(vars(app[0].transports[0])["notes"]))
 
     handler = serve(name="f", setup=load)(echo_with_state)
-    app.append(App(handler, null="here"))
+    app.append(App(handler, worker="thread", null="here"))
     async with app[0]:
         assert notes_at_setup == [[]]
 
@@ -341,18 +341,3 @@ def test_run_serves_until_it_is_interrupted_and_returns(third_party: Path) -> No
         check=False,
     )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "returned\n", "")
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("worker", "process"), ("devices", [0]), ("devices_per_worker", 2), ("max_run_time", 5.0)],
-)
-def test_what_is_not_built_yet_is_refused_and_not_ignored(option: str, value: Any) -> None:
-    arguments: dict[str, Any] = {option: value}
-
-    def echo(x: int) -> int:
-        return x
-
-    with pytest.raises(ValueError) as caught:
-        App(serve(**arguments)(echo))
-    assert f"{option}={value!r} is not available yet" in str(caught.value)

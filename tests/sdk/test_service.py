@@ -1,15 +1,35 @@
+import math
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import anyio.to_thread
 import numpy as np
 import pytest
 
-from tidegate import SetupFailed, serve
+from tidegate import Handler, SetupFailed, serve
+from tidegate.devices import DeviceManager
+from tidegate.discovery import CPU
 from tidegate.service import Answer, Service
 
 pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def running(handler: Handler[..., Any]) -> AsyncIterator[Service]:
+    """A service from its start to its end, on threads."""
+    handler.freeze()
+    service = Service(handler, DeviceManager([CPU]).plan([handler], "thread")[handler.name])
+    await service.start()
+    try:
+        async with service:
+            yield service
+            await service.drain(math.inf)
+    finally:
+        await service.stop(math.inf)
 
 
 async def test_an_answer_tells_how_long_it_queued_and_ran_and_with_how_many() -> None:
@@ -27,7 +47,7 @@ async def test_an_answer_tells_how_long_it_queued_and_ran_and_with_how_many() ->
         answers[n] = await service.answer(n)
 
     with anyio.fail_after(10):
-        async with Service(held) as service, anyio.create_task_group() as tasks:
+        async with running(held) as service, anyio.create_task_group() as tasks:
             started = time.monotonic()
             tasks.start_soon(ask, 0)
             await anyio.to_thread.run_sync(begun.wait, 10)
@@ -49,7 +69,7 @@ async def test_items_that_cannot_share_a_batch_run_apart() -> None:
     def double(x: np.ndarray) -> np.ndarray:
         return x * 2
 
-    async with Service(double) as service, anyio.create_task_group() as tasks:
+    async with running(double) as service, anyio.create_task_group() as tasks:
         for length in (2, 3, 2, 3):
             tasks.start_soon(service.answer, np.zeros(length))
     sizes = service.statistics().batch_sizes
@@ -67,7 +87,7 @@ async def test_a_failing_setup_is_told_with_the_handlers_name_and_the_traceback_
         return x
 
     with pytest.raises(SetupFailed) as caught:
-        async with Service(classify):
+        async with running(classify):
             raise AssertionError("must not start")
     assert str(caught.value) == "setup of handler 'classify' failed: FileNotFoundError: no weights"
     assert caught.value.handler == "classify"
@@ -85,7 +105,7 @@ async def test_a_setup_that_raises_something_odd_fails_and_does_not_hang(error: 
         return x
 
     with anyio.fail_after(10), pytest.raises(SetupFailed) as caught:
-        async with Service(echo):
+        async with running(echo):
             raise AssertionError("must not start")
     assert type(error).__name__ in str(caught.value)
     assert "in load\n" in caught.value.traceback
@@ -98,7 +118,7 @@ async def test_setup_has_run_when_a_service_is_entered_and_its_thread_is_gone_wh
     def echo(state: None, x: int) -> int:
         return x
 
-    async with Service(echo) as service:
+    async with running(echo) as service:
         (thread,) = threads
         assert thread.is_alive()
         assert "echo" in thread.name

@@ -17,7 +17,7 @@ class Worker(Protocol):
     """Made in the service's event loop, and spoken to from there only; everything is reported there too.
 
     slots: batches that it takes at a time. prefetch: it prepares a second batch per slot while one runs, and says
-    `Batch.prepared`. replaceable: whether a new one can take its place after a death.
+    `Batch.prepared`. replaceable: whether a new one can take its place after a death. completed: batches done so far.
     """
 
     @property
@@ -30,6 +30,8 @@ class Worker(Protocol):
     def prefetch(self) -> bool: ...
     @property
     def pid(self) -> int: ...
+    @property
+    def completed(self) -> int: ...
 
     async def start(self, died: Callable[[TidegateError], None]) -> None:
         """Ready when it returns; raises what `setup` raises. `died` is called once, with what killed it."""

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from tidegate.execution import Execution
 from tidegate.handler import Handler
@@ -26,7 +26,7 @@ class ThreadWorker:
     A thread cannot be killed: one that outlives max_run_time, or whose CUDA context is beyond repair, is given up.
     """
 
-    kind = "thread"
+    kind: Literal["thread"] = "thread"
     replaceable = False
 
     def __init__(self, handler: Handler[..., Any], device: SetupArgument) -> None:
@@ -34,6 +34,7 @@ class ThreadWorker:
         self.slots = handler.concurrency
         self.prefetch = overlaps(handler)
         self.pid = os.getpid()
+        self.completed = 0
         self._runner = Runner(handler, Execution(handler, device), self)
         self._delivery = Delivery(batched=handler.batched)
         self._loop = asyncio.get_running_loop()
@@ -102,6 +103,7 @@ class ThreadWorker:
 
     def _complete(self, batch: Batch, result: list[Any] | BaseException) -> None:
         self._timer.end(batch)
+        self.completed += 1
         if isinstance(result, BaseException) and is_poison(result):
             self._died(WorkerDied(f"the GPU's context is lost: {result}"))
         batch.complete(result)

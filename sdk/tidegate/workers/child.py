@@ -1,0 +1,205 @@
+"""Inside a worker's process: the service's batches in, what becomes of them out."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+from tidegate.context import RequestInfo
+from tidegate.execution import Execution
+from tidegate.portable import to_fields
+from tidegate.workers import frames
+from tidegate.workers.packing import Packed, Unpacked, pack, unpack
+from tidegate.workers.runner import Runner, overlaps
+from tidegate.workers.shared_memory import Arena, Segment
+from tidegate.workers.spawn import follow_parent, ignore_signals
+from tidegate_batching.errors import is_poison
+
+__all__ = ["main"]
+
+log = logging.getLogger("tidegate.worker")
+
+
+def main(batches_fd: int, control_fd: int, inbox_fd: int, outbox_fd: int) -> None:
+    """A worker's whole life: find the handler, run `setup`, then batches until told to stop, then `teardown`."""
+    follow_parent()
+    ignore_signals()
+    faulthandler.enable()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    Channel(
+        socket.socket(fileno=batches_fd),
+        socket.socket(fileno=control_fd),
+        Segment.open(inbox_fd),
+        Segment.open(outbox_fd),
+    ).live()
+
+
+class RemoteItem:
+    """An item's image: what its caller sent along, and whether that caller still waits."""
+
+    __slots__ = ("cancelled", "deadline", "info")
+
+    def __init__(self, request_id: str, headers: Mapping[str, str], deadline: float) -> None:
+        self.info = RequestInfo(request_id, headers)
+        self.deadline = deadline
+        self.cancelled = False
+
+
+class RemoteBatch:
+    """A batch as the service sent it. `releases` let a stream make its next steps."""
+
+    __slots__ = ("items", "number", "releases", "stacked", "values")
+
+    def __init__(self, message: frames.Run, unpacked: Unpacked) -> None:
+        size = unpacked.size
+        self.number = message.batch
+        self.values = unpacked.values
+        self.stacked = unpacked.stacked
+        self.releases: deque[Callable[[], object]] = deque()
+        self.items = [
+            RemoteItem(*told)
+            for told in zip(
+                message.request_ids or [""] * size,
+                message.headers or [{}] * size,
+                message.deadlines or [float("inf")] * size,
+                strict=True,
+            )
+        ]
+
+
+class Channel:
+    """Both sockets and both segments: where a runner's batches come from, and its events go to."""
+
+    def __init__(self, batches: socket.socket, control: socket.socket, inbox: Segment, outbox: Segment) -> None:
+        self._socket = batches
+        self._control = control
+        self._inbox = inbox
+        self._arena = Arena(outbox)
+        self._reader = frames.FrameReader()
+        self._received: deque[frames.Message] = deque()
+        self._running: dict[int, RemoteBatch] = {}
+        self._by_value = False
+        self._lock = threading.Lock()  # hooks report from a thread of their own
+
+    def live(self) -> None:
+        """From the first message to the last."""
+        threading.Thread(target=self._listen, name="tidegate-control", daemon=True).start()
+        start = self._receive()
+        assert isinstance(start, frames.Start), start
+        try:
+            handler = start.reference.load()
+            self._by_value = start.reference.by_value
+        except BaseException as error:  # noqa: BLE001 - whatever the user's module raises
+            self.ready(error)
+            return
+        # User code may have set handlers of its own when it was imported.
+        ignore_signals()
+        execution = Execution(handler, start.device)
+        if handler.is_async or overlaps(handler):
+            runner = Runner(handler, execution, self)
+            # The runner's thread does not read: it waits for hooks, or in an event loop.
+            threading.Thread(target=self._feed, args=(runner,), name="tidegate-batches", daemon=True).start()
+        else:
+            runner = Runner(handler, execution, self, self._take)
+        runner.main()
+        self._send(frames.Ended())
+
+    # ------------------------------------------------------------------ from the service
+
+    def _receive(self) -> frames.Message:
+        while not self._received:
+            self._received.extend(frames.receive(self._socket, self._reader) or _leave())
+        return self._received.popleft()
+
+    def _take(self) -> RemoteBatch | None:
+        message = self._receive()
+        if isinstance(message, frames.Stop):
+            return None
+        assert isinstance(message, frames.Run), message
+        for offset in message.freed:
+            self._arena.free(offset)
+        batch = RemoteBatch(message, unpack(message.values, self._inbox))
+        self._running[batch.number] = batch
+        return batch
+
+    def _feed(self, runner: Runner) -> None:
+        while (batch := self._take()) is not None:
+            runner.begin(batch)
+        runner.begin(None)
+
+    def _listen(self) -> None:
+        """What must be heard while a batch runs, on a thread of its own; its end is the end."""
+        reader = frames.FrameReader()
+        while messages := frames.receive(self._control, reader):
+            for message in messages:
+                if isinstance(message, frames.Cancel):
+                    batch = self._running.get(message.batch)
+                    if batch is not None:
+                        batch.items[message.index].cancelled = True
+                elif isinstance(message, frames.Credit):
+                    for offset in message.freed:
+                        self._arena.free(offset)
+                    batch = self._running.get(message.batch)
+                    if batch is not None:
+                        for _ in range(message.steps):
+                            batch.releases.popleft()()
+        _leave()
+
+    # ------------------------------------------------------------------ to the service
+
+    def ready(self, error: BaseException | None) -> bool:
+        """`setup` has ended."""
+        if error is None:
+            return self._send(frames.Ready(self._inbox.pin()))
+        return self._send(frames.Failed(to_fields(error)))
+
+    def prepared(self, batch: RemoteBatch) -> bool:
+        """The batch's items are decoded."""
+        return self._send(frames.Prepared(batch.number))
+
+    def row(self, batch: RemoteBatch, row: list[Any], release: Callable[[], object]) -> bool:
+        """One step of a stream."""
+        batch.releases.append(release)
+        return self._send(frames.Row(batch.number, self._packed(row)))
+
+    def complete(self, batch: RemoteBatch, result: list[Any] | BaseException) -> bool:
+        """The batch has ended."""
+        poison = next((e for e in [result, *(result if isinstance(result, list) else ())] if _poisoned(e)), None)
+        if poison is not None:
+            self._send(frames.Poisoned(to_fields(poison).get("text") or str(poison)))
+            _leave()
+        del self._running[batch.number]
+        if isinstance(result, BaseException):
+            return self._send(frames.Done(batch.number, error=to_fields(result)))
+        return self._send(frames.Done(batch.number, self._packed(result)))
+
+    def listening(self) -> bool:
+        """Always: without the service this process has ended."""
+        return True
+
+    def _packed(self, values: list[Any]) -> Packed:
+        return pack(values, self._arena, by_value=self._by_value)
+
+    def _send(self, message: frames.Message) -> bool:
+        with self._lock:
+            try:
+                frames.send(self._socket, message)
+            except OSError:
+                _leave()
+        return True
+
+
+def _poisoned(thing: object) -> bool:
+    return isinstance(thing, BaseException) and is_poison(thing)
+
+
+def _leave() -> NoReturn:
+    """The service has gone, or this process is of no use: nothing is torn down, and nobody waits for it."""
+    os._exit(70)

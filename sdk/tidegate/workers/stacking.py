@@ -1,0 +1,285 @@
+"""Which values of a batch can be stacked while they are written, and how they are read again.
+
+Equal arrays are one column. Tuples and dicts with arrays in them are taken apart into columns, leaf by leaf as
+`collate.stack` does, and what is left of them is their form.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from tidegate.collate import group_of, is_tensor
+from tidegate.workers.pickling import PLAIN_TENSORS, as_tensor
+
+__all__ = [
+    "SCALARS",
+    "TENSORS",
+    "Column",
+    "Form",
+    "Source",
+    "column_of",
+    "read_items",
+    "read_stacked",
+    "rows",
+    "stacked",
+    "take_apart",
+]
+
+ARRAYS, TENSORS, SCALARS, BYTES = range(4)
+
+_JOINED = 64 * 1024
+"""Bytes up to which `bytes.join` beats NumPy, which looks at each array for longer than the copy takes."""
+
+_NUMBERS = frozenset("?bhilqBHILQefdgFDG")
+
+Form = tuple[Any, ...]
+"""("column", index) | ("list", values) | ("dict", keys, forms) | ("tuple", class, forms); of what pickle knows."""
+
+
+class Column(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where one leaf of all items lies, as one array. offset: from the start of the batch's memory."""
+
+    kind: int
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+class Source:
+    """The leaves of all items that will be one column, where they are now. dim: the new axis."""
+
+    __slots__ = ("dim", "dtype", "kind", "nbytes", "shape", "values")
+
+    def __init__(
+        self, kind: int, values: Sequence[Any], dtype: str, shape: tuple[int, ...], dim: int, nbytes: int
+    ) -> None:
+        self.kind = kind
+        self.values = values
+        self.dtype = dtype
+        self.shape = shape
+        self.dim = dim
+        self.nbytes = nbytes
+
+    def write(self, buffer: Any, start: int, offset: int) -> Column:
+        """Stack the leaves into memory, `offset` bytes from where the batch's begins."""
+        if self.nbytes:
+            _WRITE[self.kind](self, buffer, start + offset)
+        return Column(self.kind, self.dtype, self.shape, offset)
+
+
+# ---------------------------------------------------------------------- taking apart
+
+
+def take_apart(values: Sequence[Any], dim: int, sources: list[Source]) -> Form | None:
+    """The form of equal structures, their leaves added to `sources`; None if they are not equal, or hold no array."""
+    first = values[0]
+    if isinstance(first, np.ndarray) or is_tensor(first):
+        source = column_of(values, dim)
+        if source is None:
+            return None
+        sources.append(source)
+        return ("column", len(sources) - 1)
+    if group_of(first) is None:
+        return ("list", list(values))
+    kind = type(first)
+    if any(type(value) is not kind or len(value) != len(first) for value in values):
+        return None
+    if kind is dict:
+        keys = tuple(first)
+        if any(tuple(value) != keys for value in values):
+            return None
+        forms = [take_apart([value[key] for value in values], dim, sources) for key in keys]
+        return None if None in forms else ("dict", keys, forms)
+    if kind is tuple or hasattr(kind, "_make"):
+        forms = [take_apart(leaves, dim, sources) for leaves in zip(*values, strict=True)]
+        return None if None in forms else ("tuple", kind, forms)
+    return None
+
+
+def column_of(values: Sequence[Any], dim: int) -> Source | None:
+    """The values as one column; None if they are not all of one kind, dtype and shape."""
+    kinds = set(map(type, values))
+    if len(kinds) == 1:
+        kind = next(iter(kinds))
+        if kind is np.ndarray:
+            return _arrays(values, dim)
+        if kind is bytes:
+            lengths = tuple(map(len, values))
+            return Source(BYTES, values, "bytes", lengths, 0, sum(lengths))
+        if issubclass(kind, np.generic):
+            return _scalars(values)
+    torch = sys.modules.get("torch")
+    if torch is not None and kinds <= {torch.Tensor, torch.nn.Parameter}:
+        return _tensors(values, dim)
+    return None
+
+
+def _arrays(values: Sequence[Any], dim: int) -> Source | None:
+    dtype, shape, size = values[0].dtype, values[0].shape, len(values)
+    # Counted, which compares in C. What is not in the machine's own order would be turned round by stacking.
+    if [value.shape for value in values].count(shape) != size or not dtype.isnative or dtype.hasobject:
+        return None
+    if dtype.isbuiltin != 1 and dtype.kind not in "SUmM":
+        return None
+    if [value.dtype for value in values].count(dtype) != size:
+        return None
+    if not -len(shape) <= dim + 1 <= len(shape) + 1:
+        return None  # there is no such axis: stacking them says so, where the function's errors are told
+    return Source(ARRAYS, values, dtype.str, _inserted(shape, size, dim), dim, size * values[0].nbytes)
+
+
+def _scalars(values: Sequence[Any]) -> Source | None:
+    dtype = values[0].dtype
+    if dtype.char not in _NUMBERS:
+        return None
+    return Source(SCALARS, values, dtype.str, (len(values),), 0, len(values) * dtype.itemsize)
+
+
+def _tensors(values: Sequence[Any], dim: int) -> Source | None:
+    torch: Any = sys.modules["torch"]
+    first, size = values[0], len(values)
+    dtype, shape = first.dtype, first.shape
+    name = str(dtype)[6:]  # after "torch."
+    if [value.dtype for value in values].count(dtype) != size or name not in PLAIN_TENSORS:
+        return None
+    if [value.shape for value in values].count(shape) != size or not -len(shape) <= dim + 1 <= len(shape) + 1:
+        return None
+    if any(value.layout is not torch.strided or value.is_meta for value in values):
+        return None
+    nbytes = size * math.prod(shape) * first.element_size()
+    return Source(TENSORS, values, name, _inserted(tuple(shape), size, dim), dim, nbytes)
+
+
+def _inserted(shape: tuple[int, ...], size: int, dim: int) -> tuple[int, ...]:
+    place = dim if dim >= 0 else dim + len(shape) + 1
+    return (*shape[:place], size, *shape[place:])
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def _write_arrays(source: Source, buffer: Any, offset: int) -> None:
+    values, shape, dim = source.values, source.shape, source.dim
+    if not dim and source.nbytes <= _JOINED:
+        try:
+            joined = b"".join(values)
+        except (BufferError, ValueError):  # scattered in memory, or of a kind that buffers do not know
+            pass
+        else:
+            memoryview(buffer)[offset : offset + source.nbytes] = joined
+            return
+    out: Any = np.ndarray(shape, source.dtype, buffer, offset)
+    if dim or len(shape) == 1:
+        np.stack(values, axis=dim, out=out)
+    else:
+        # The same, without a new axis on each of them first.
+        np.concatenate(values, out=out.reshape(shape[0] * shape[1], *shape[2:]))
+
+
+def _write_tensors(source: Source, buffer: Any, offset: int) -> None:
+    torch: Any = sys.modules["torch"]
+    values = source.values
+    devices = {value.device for value in values}
+    out = as_tensor(buffer, offset, source.dtype, source.shape)
+    # Gradients belong to the process that computed them.
+    with torch.no_grad():
+        if devices == {torch.device("cpu")}:
+            torch.stack(list(values), dim=source.dim, out=out)
+        elif len(devices) == 1:
+            out.copy_(torch.stack(list(values), dim=source.dim))
+        else:
+            torch.stack([value.cpu() for value in values], dim=source.dim, out=out)
+
+
+def _write_scalars(source: Source, buffer: Any, offset: int) -> None:
+    np.ndarray(source.shape, source.dtype, buffer, offset)[:] = source.values
+
+
+def _write_bytes(source: Source, buffer: Any, offset: int) -> None:
+    if source.nbytes <= _JOINED:
+        memoryview(buffer)[offset : offset + source.nbytes] = b"".join(source.values)
+        return
+    with memoryview(buffer) as room:
+        for value in source.values:
+            room[offset : offset + len(value)] = value
+            offset += len(value)
+
+
+_WRITE: dict[int, Callable[[Source, Any, int], None]] = {
+    ARRAYS: _write_arrays,
+    TENSORS: _write_tensors,
+    SCALARS: _write_scalars,
+    BYTES: _write_bytes,
+}
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_stacked(column: Column, buffer: Any, start: int, *, copy: bool) -> Any:
+    """All of a column: one array or tensor on the memory, or with `copy` outside of it."""
+    offset = start + column.offset
+    if column.kind == BYTES:
+        return _read_bytes(column.shape, buffer, offset)
+    if column.kind == TENSORS:
+        tensor = as_tensor(buffer, offset, column.dtype, column.shape)
+        if not copy:
+            return tensor
+        return tensor.clone() if is_tensor(tensor) else tensor.copy()
+    array: Any = np.ndarray(column.shape, column.dtype, buffer, offset)
+    return array.copy() if copy else array
+
+
+def _read_bytes(lengths: Sequence[int], buffer: Any, offset: int) -> list[bytes]:
+    values = []
+    with memoryview(buffer) as room:
+        for length in lengths:
+            values.append(bytes(room[offset : offset + length]))
+            offset += length
+    return values
+
+
+def read_items(column: Column, whole: Any, dim: int) -> list[Any]:
+    """A column's leaf of each item, as views of the whole."""
+    if column.kind == BYTES:
+        items: list[Any] = whole
+        return items
+    if column.kind == SCALARS:
+        return list(whole)
+    if is_tensor(whole):
+        return list(whole.unbind(dim))
+    if whole.ndim == 1:
+        # Indexed by a number alone it would give NumPy's scalars, which cannot be written to.
+        return [whole[place, ...] for place in range(len(whole))]
+    return list(np.moveaxis(whole, dim, 0) if dim else whole)
+
+
+def stacked(form: Form, wholes: Sequence[Any]) -> Any:
+    """The batch as `collate.stack` would have made it."""
+    if form[0] == "column":
+        return wholes[form[1]]
+    if form[0] == "list":
+        return form[1]
+    parts = [stacked(one, wholes) for one in form[2]]
+    if form[0] == "dict":
+        return dict(zip(form[1], parts, strict=True))
+    return tuple(parts) if form[1] is tuple else form[1](*parts)
+
+
+def rows(form: Form, columns: Sequence[list[Any]]) -> list[Any]:
+    """The items again, one by one."""
+    if form[0] == "column":
+        return columns[form[1]]
+    if form[0] == "list":
+        values: list[Any] = form[1]
+        return values
+    parts = zip(*(rows(one, columns) for one in form[2]), strict=True)
+    if form[0] == "dict":
+        return [dict(zip(form[1], row, strict=True)) for row in parts]
+    return list(parts) if form[1] is tuple else [form[1]._make(row) for row in parts]
