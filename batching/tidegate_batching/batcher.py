@@ -12,7 +12,7 @@ from typing import Any, Generic, Self, TypeVar
 import anyio
 import anyio.abc
 
-from tidegate_batching.backend import Alarm, Backend, current_backend
+from tidegate_batching.backend import Alarm, Backend, Waiter, current_backend
 from tidegate_batching.errors import InvalidInput, TidegateError, from_foreign
 from tidegate_batching.item import Action, Dispatch, Item, Outcome
 from tidegate_batching.policy import Policy
@@ -178,17 +178,12 @@ class Batcher(Generic[T, R]):
 
     async def run(self, item: Item) -> Any:
         """`submit` for callers that want to see the item's times and batch size afterwards."""
-        waiter = item.waiter = self._backend.waiter()
-        self._recorder.submitted += 1
-        actions = self._scheduler.submit(item, self._backend.now())
-        if actions:
-            self._apply(actions)
-        elif self._scheduler.due or item.deadline < self._alarm.when:
-            self._alarm.set(self._scheduler.wake_at())
+        waiter = self._backend.waiter()
+        self.post(item, waiter)
         try:
             outcome = await waiter
         except BaseException:
-            self._cancel(item)
+            self.withdraw(item)
             raise
         finally:
             # The heap of deadlines may keep the item a while; what came and went with it need not live as long.
@@ -198,10 +193,29 @@ class Batcher(Generic[T, R]):
             raise outcome.error.with_traceback(None)
         return outcome.value
 
+    def post(self, item: Item, waiter: Waiter) -> None:
+        """`run` without a coroutine, for who has thousands under way: `waiter.set_result(outcome)` is called once.
+
+        From the loop, and from within this call if the item is refused. Who does not want to know any more says
+        `withdraw`.
+        """
+        item.waiter = waiter
+        self._recorder.submitted += 1
+        actions = self._scheduler.submit(item, self._backend.now())
+        if actions:
+            self._apply(actions)
+        elif self._scheduler.due or item.deadline < self._alarm.when:
+            self._alarm.set(self._scheduler.wake_at())
+
+    def withdraw(self, item: Item) -> None:
+        """Take an item out again, wherever it is; nothing happens if it has been settled."""
+        self._apply(self._scheduler.cancel(item, self._backend.now()))
+        self._abandon(item)
+
     def stream(self, item: Item) -> Stream[Any]:
         """Queue an item whose handler sends chunks, and read them as they come."""
 
-        stream: Stream[Any] = Stream(self._backend, partial(self._cancel, item))
+        stream: Stream[Any] = Stream(self._backend, partial(self.withdraw, item))
         item.waiter = stream
         self._recorder.submitted += 1
         self._apply(self._scheduler.submit(item, self._backend.now()))
@@ -315,10 +329,6 @@ class Batcher(Generic[T, R]):
         self._apply(self._scheduler.complete(batch.slot, result, self._backend.now()))
         if following is not None and following._early is not None:
             self._completed(following, following._early)
-
-    def _cancel(self, item: Item) -> None:
-        self._apply(self._scheduler.cancel(item, self._backend.now()))
-        self._abandon(item)
 
     def _abandon(self, item: Item) -> None:
         """Tell the worker, if one runs it now: the batch is looked for here, since few items are ever cancelled."""

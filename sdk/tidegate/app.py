@@ -19,7 +19,8 @@ from tidegate.service import DRAIN_TIMEOUT, Answer, Service, SetupFailed
 from tidegate.status import HandlerStatus
 from tidegate.transport import Transport, load_transport
 from tidegate.workers.spawn import kill_all, spawned
-from tidegate_batching import Statistics, Stream
+from tidegate_batching import Item, Statistics, Stream
+from tidegate_batching.backend import Waiter
 
 __all__ = ["App", "run", "serve_until_stopped"]
 
@@ -171,6 +172,27 @@ class App:
     ) -> Stream[Any]:
         """One input to its chunks as they come; `timeout` counts until the first. Close it when you stop reading."""
         return self._services[name].stream(value, priority=priority, timeout=timeout, info=info)
+
+    def post(
+        self,
+        name: str,
+        value: Any,
+        waiter: Waiter,
+        *,
+        priority: int = 3,
+        timeout: float | None = None,
+        info: RequestInfo | None = None,
+        patient: bool = False,
+    ) -> Item:
+        """`answer` without a coroutine: the outcome goes to `waiter.set_result`, once, in the loop; see `withdraw`.
+
+        patient: without the handler's own deadline.
+        """
+        return self._services[name].post(value, waiter, priority=priority, timeout=timeout, info=info, patient=patient)
+
+    def withdraw(self, name: str, item: Item) -> None:
+        """Nobody waits for a posted item any more."""
+        self._services[name].withdraw(item)
 
     def asgi(self, **options: Any) -> Any:
         """The app as an ASGI 3 application, to mount or to hand to a server; `options` are the HTTP door's.

@@ -20,6 +20,7 @@ from tidegate.workers.reference import reference_to
 from tidegate.workers.replica import Replica
 from tidegate.workers.thread import ThreadWorker
 from tidegate_batching import Batcher, HandlerError, Item, Overloaded, Statistics, Stream, TidegateError
+from tidegate_batching.backend import Waiter
 from tidegate_batching.errors import from_foreign
 
 log = logging.getLogger("tidegate.service")
@@ -174,6 +175,25 @@ class Service:
         return Answer(
             output, item.dispatched_at - item.arrived_at, item.settled_at - item.dispatched_at, item.batch_size
         )
+
+    def post(
+        self,
+        value: Any,
+        waiter: Waiter,
+        *,
+        priority: int = 3,
+        timeout: float | None = None,
+        info: RequestInfo | None = None,
+        patient: bool = False,
+    ) -> Item:
+        """One input in; its outcome goes to `waiter`. patient: without the handler's own deadline."""
+        item = self._item(value, priority, timeout, info, patient=patient)
+        self._batcher.post(item, waiter)
+        return item
+
+    def withdraw(self, item: Item) -> None:
+        """Nobody waits for it any more."""
+        self._batcher.withdraw(item)
 
     async def patient_call(self, value: Any) -> Any:
         """One input in, its output out, without a deadline and without being refused for a full queue.
