@@ -185,9 +185,6 @@ class Batcher(Generic[T, R]):
         except BaseException:
             self.withdraw(item)
             raise
-        finally:
-            # The heap of deadlines may keep the item a while; what came and went with it need not live as long.
-            item.value = item.waiter = None
         if outcome.error is not None:
             # One exception may answer a whole batch: without this each raise would grow the shared traceback.
             raise outcome.error.with_traceback(None)
@@ -210,6 +207,7 @@ class Batcher(Generic[T, R]):
     def withdraw(self, item: Item) -> None:
         """Take an item out again, wherever it is; nothing happens if it has been settled."""
         self._apply(self._scheduler.cancel(item, self._backend.now()))
+        item.value = item.waiter = None
         self._abandon(item)
 
     def stream(self, item: Item) -> Stream[Any]:
@@ -354,8 +352,8 @@ class Batcher(Generic[T, R]):
                 waiter = item.waiter
                 if waiter is not None and not waiter.done():
                     waiter.set_result(outcome)
-                    if type(waiter) is Stream:
-                        item.value = item.waiter = None
+                    # The heap of deadlines may keep the item a while; what came with it need not live as long.
+                    item.value = item.waiter = None
         self._alarm.set(self._scheduler.wake_at())
         if self._closing and self._scheduler.drained:
             self._drained.set()
