@@ -13,7 +13,9 @@ from typing import Any, Literal, Self
 
 from tidegate.context import RequestInfo
 from tidegate.devices import DeviceManager
+from tidegate.discovery import Device
 from tidegate.handler import Handler, handler_of
+from tidegate.nvml import Usage
 from tidegate.options import RESERVED
 from tidegate.service import DRAIN_TIMEOUT, Answer, Service, SetupFailed
 from tidegate.status import HandlerStatus
@@ -80,14 +82,15 @@ class App:
         ]
         self._worker = worker
         self._served = bool(doors)
-        self._devices = devices
+        self._devices = devices or DeviceManager.discover()
         self._services: dict[str, Service] = {}
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         self.failure = asyncio.get_running_loop().create_future()
-        manager = self._devices or DeviceManager.discover()
-        plan = manager.plan(self.handlers.values(), self._worker or ("process" if self._served else "thread"))
+        kind = self._worker or ("process" if self._served else "thread")
+        # Where a library has to be asked in a process of its own, this takes seconds.
+        plan = await asyncio.to_thread(self._devices.plan, self.handlers.values(), kind)
         services = {name: Service(handler, plan[name], self._broken) for name, handler in self.handlers.items()}
         try:
             await _all(service.start() for service in services.values())
@@ -138,6 +141,10 @@ class App:
     def status(self) -> dict[str, HandlerStatus]:
         """Per handler, its workers."""
         return {name: service.status() for name, service in self._services.items()}
+
+    def device_usage(self) -> dict[Device, Usage]:
+        """How the accelerators are right now, where the driver tells it."""
+        return self._devices.usage()
 
     # ------------------------------------------------------------------ requests
 

@@ -14,7 +14,7 @@ from tidegate.handler import Handler
 from tidegate.nvml import Usage
 from tidegate.placement import Placement, WorkerKind, plan
 
-__all__ = ["Device", "DeviceManager", "Placement", "Usage", "cuda_context_made", "default_device"]
+__all__ = ["Device", "DeviceManager", "Placement", "Usage", "cuda_context_made"]
 
 
 class DeviceManager:
@@ -80,9 +80,3 @@ def cuda_context_made() -> bool:
     torch = sys.modules.get("torch")
     is_initialized = getattr(getattr(torch, "cuda", None), "is_initialized", None)
     return bool(is_initialized is not None and is_initialized())
-
-
-def default_device() -> str:
-    """The first accelerator that torch sees if the handler's module loaded torch, else the CPU."""
-    torch = sys.modules.get("torch")
-    return "cuda:0" if torch is not None and torch.cuda.is_available() else "cpu"

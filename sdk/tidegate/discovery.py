@@ -74,15 +74,19 @@ class Probe(Protocol):
 
     def nvml(self) -> Sequence[Gpu] | None:
         """Every NVIDIA GPU in PCI order; None when there is no answer."""
+        ...
 
     def driver(self, environ: Mapping[str, str]) -> Sequence[Gpu] | None:
         """The GPUs that CUDA shows under this environment, in its order; None when there is no answer."""
+        ...
 
     def torch(self, environ: Mapping[str, str]) -> Sequence[tuple[Kind, Gpu]]:
         """ROCm's and Apple's devices."""
+        ...
 
     def usage(self, uuid: str) -> Usage | None:
         """How an NVIDIA GPU is; None when nobody can tell."""
+        ...
 
 
 def discover(environ: Mapping[str, str], probe: Probe) -> tuple[Device, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
+from tidegate.selection import check_devices
 from tidegate_batching import Policy
 
 __all__ = ["HOOKS", "RESERVED", "Options"]
@@ -88,6 +89,7 @@ class Options:
         if self.worker not in (None, "process", "thread"):
             raise ValueError(f"worker={self.worker!r}: give 'process' or 'thread'")
         self._check_headers()
+        object.__setattr__(self, "devices", check_devices(self.devices))
         self.policy()
 
     @property

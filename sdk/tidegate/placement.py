@@ -75,8 +75,8 @@ def plan(
         try:
             groups[handler.name] = _groups(handler, reachable, load)
         except ValueError as error:
-            hidden = _hidden(environ)
-            raise ValueError(f"handler {handler.name!r}: devices={options.devices!r}: {error}{hidden}") from None
+            told = list(options.devices) if isinstance(options.devices, tuple) else options.devices
+            raise ValueError(f"handler {handler.name!r}: devices={told!r}: {error}{_hidden(environ)}") from None
         for group in groups[handler.name]:
             load.update(dict.fromkeys(group, options.workers_per_device))
     placed = {handler.name: _placements(handler, groups[handler.name], worker) for handler in handlers}

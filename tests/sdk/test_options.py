@@ -64,6 +64,7 @@ def with_state(state: Any, x: Any) -> Any:
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"path": 5}, ValueError, "'/segment'"),
+    ({"devices": "gpu"}, ValueError, "'cuda'"),
     ({"path": "relative"}, ValueError, "'/segment'"),
     ({"path": "/"}, ValueError, "'/segment'"),
     ({"path": "/a b"}, ValueError, "'/segment'"),
@@ -320,5 +321,5 @@ def test_options_cannot_be_changed() -> None:
 def test_no_argument_is_without_a_check_or_a_reason_to_have_none() -> None:
     checked = {name for wrong, _, _ in WRONG for name in wrong} | {name for wrong in WITHOUT_A_BATCH for name in wrong}
     elsewhere = {"name", "max_batch_size", "max_queue_size"}  # test_decorator
-    anything = {"devices", "warmup"}  # the pool of workers says what it knows; a value of any type
+    anything = {"warmup"}  # a value of any type
     assert checked | elsewhere | anything == {field.name for field in dataclasses.fields(Options)}

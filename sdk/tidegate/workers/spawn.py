@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import tidegate
 import tidegate_batching
 
 __all__ = ["Child", "follow_parent", "ignore_signals", "kill_all", "spawned"]
@@ -21,12 +20,11 @@ _PR_SET_PDEATHSIG = 1
 
 # The signals first, before an import takes its time: whoever stops the service sends them to every process.
 _BOOT = (
-    "import signal, sys;"
-    "signal.signal(signal.SIGINT, signal.SIG_IGN);"
-    "signal.signal(signal.SIGTERM, signal.SIG_IGN);"
-    "sys.path.extend(path for path in sys.argv[3:] if path not in sys.path);"
-    "from tidegate.workers.child import main;"
-    "main(*map(int, sys.argv[2].split(',')))"
+    "import importlib, signal, sys;"
+    "signal.signal(signal.SIGINT, lambda *_: None);"
+    "signal.signal(signal.SIGTERM, lambda *_: None);"
+    "sys.path.extend(path for path in sys.argv[4:] if path not in sys.path);"
+    "importlib.import_module(sys.argv[2]).main(*map(int, sys.argv[3].split(',')))"
 )
 
 _living: set[Child] = set()
@@ -34,16 +32,24 @@ _spawned = False
 
 
 class Child:
-    """A running worker process. `ended` is called in the event loop, once, when it has ended; it is reaped by then."""
+    """A running process of ours. `ended` is called in the event loop, once, when it has ended; it is reaped by then.
+
+    It runs `main` of `module` with the numbers of the `descriptors` that it inherits.
+    """
 
     def __init__(
-        self, name: str, descriptors: Sequence[int], environment: Mapping[str, str], ended: Callable[[], None]
+        self,
+        name: str,
+        descriptors: Sequence[int],
+        environment: Mapping[str, str],
+        ended: Callable[[], None],
+        module: str = "tidegate.workers.child",
     ) -> None:
-        # What this interpreter found tidegate by may be gone in a fresh one.
-        roots = [str(Path(package.__file__ or "").parent.parent) for package in (tidegate, tidegate_batching)]
+        roots = _roots(module)
         flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
         self._process = subprocess.Popen(
-            [sys.executable, *flags, "-c", _BOOT, name, ",".join(map(str, descriptors)), *dict.fromkeys(roots)],
+            # -P: nothing in the working directory may stand in for the standard library.
+            [sys.executable, *flags, "-P", "-c", _BOOT, name, module, ",".join(map(str, descriptors)), *roots],
             env={**os.environ, **environment},
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
@@ -102,6 +108,9 @@ class Child:
             asyncio.get_running_loop().remove_reader(self._watching)
             os.close(self._watching)
             self._watching = None
+        # What it started should end with it; what has to tidy up first, as multiprocessing's tracker, ignores this.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGTERM)
         self._process.wait()
         _living.discard(self)
         self._ended()
@@ -127,9 +136,20 @@ def follow_parent() -> None:
 
 
 def ignore_signals() -> None:
-    """Leave SIGINT and SIGTERM to the service; user code may have set handlers of its own at import."""
+    """Leave SIGINT and SIGTERM to the service; user code may have set handlers of its own at import.
+
+    Not by SIG_IGN, which the programs that user code starts would inherit: nobody could terminate them.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)
+        signal.siginterrupt(number, False)
+
+
+def _roots(module: str) -> list[str]:
+    """Where this interpreter found our packages; in a fresh one that may not be on its path."""
+    packages = (__name__, tidegate_batching.__name__, module)
+    files = [sys.modules[name.partition(".")[0]].__file__ for name in packages]
+    return list(dict.fromkeys(str(Path(file).parent.parent) for file in files if file))
 
 
 def _standard_error() -> int:
