@@ -142,6 +142,16 @@ class App:
         """Per handler, its workers."""
         return {name: service.status() for name, service in self._services.items()}
 
+    async def overview(self) -> dict[str, Any]:
+        """Everything about how it is, at one instant, as a front end in another process can be told it."""
+        return {
+            "ready": self.ready,
+            "alive": self.alive,
+            "draining": self.draining,
+            "status": self.status(),
+            "statistics": self.statistics(),
+        }
+
     def device_usage(self) -> dict[Device, Usage]:
         """How the accelerators are right now, where the driver tells it."""
         return self._devices.usage()
