@@ -213,7 +213,7 @@ class Batcher(Generic[T, R]):
     def stream(self, item: Item) -> Stream[Any]:
         """Queue an item whose handler sends chunks, and read them as they come."""
 
-        stream: Stream[Any] = Stream(self._backend, partial(self.withdraw, item))
+        stream: Stream[Any] = Stream(self._backend, partial(self.withdraw, item), item)
         item.waiter = stream
         self._recorder.submitted += 1
         self._apply(self._scheduler.submit(item, self._backend.now()))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Generic, Self, TypeVar
 
 from tidegate_batching.backend import Backend, Waiter
-from tidegate_batching.item import Outcome
+from tidegate_batching.item import Item, Outcome
 
 __all__ = ["Stream"]
 
@@ -24,8 +24,9 @@ class Stream(Generic[C]):
     leaving an `async with` block does so too.
     """
 
-    def __init__(self, backend: Backend, cancel: Callable[[], None]) -> None:
+    def __init__(self, backend: Backend, cancel: Callable[[], None], item: Item | None = None) -> None:
         self._backend = backend
+        self._item = item
         self._cancel = cancel
         self._chunks: deque[tuple[C, int]] = deque()
         self._bytes = 0
@@ -61,6 +62,12 @@ class Stream(Generic[C]):
         self._release()
 
     # ------------------------------------------------------------------ the reader's side
+
+    @property
+    def queued(self) -> float | None:
+        """Seconds from arrival to dispatch, None before."""
+        item = self._item
+        return item.dispatched_at - item.arrived_at if item is not None and item.dispatched_at else None
 
     def __aiter__(self) -> Self:
         return self

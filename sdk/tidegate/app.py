@@ -6,19 +6,17 @@ import asyncio
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from tidegate.context import RequestInfo
 from tidegate.devices import DeviceManager
-from tidegate.discovery import Device
 from tidegate.handler import Handler, handler_of
-from tidegate.nvml import Usage
 from tidegate.options import RESERVED
 from tidegate.service import DRAIN_TIMEOUT, Answer, Service, SetupFailed
-from tidegate.status import HandlerStatus
+from tidegate.status import DoorCounts, HandlerStatus, Overview
 from tidegate.transport import Transport, load_transport
 from tidegate.workers.spawn import kill_all, spawned
 from tidegate_batching import Item, Statistics, Stream
@@ -76,6 +74,7 @@ class App:
         self.drain_timeout = drain_timeout
         self.draining = False
         self.failure: asyncio.Future[SetupFailed]
+        self.counters: list[Callable[[], Awaitable[DoorCounts]]] = []  # doors add theirs
         # Loading finds a missing transport now and not after a minute of setup.
         self.transports: list[Transport] = [
             load_transport(name)(door) if isinstance(door, str) else door for name, door in doors.items()
@@ -142,19 +141,13 @@ class App:
         """Per handler, its workers."""
         return {name: service.status() for name, service in self._services.items()}
 
-    async def overview(self) -> dict[str, Any]:
-        """Everything about how it is, at one instant, as a front end in another process can be told it."""
-        return {
-            "ready": self.ready,
-            "alive": self.alive,
-            "draining": self.draining,
-            "status": self.status(),
-            "statistics": self.statistics(),
-        }
-
-    def device_usage(self) -> dict[Device, Usage]:
-        """How the accelerators are right now, where the driver tells it."""
-        return self._devices.usage()
+    async def overview(self) -> Overview:
+        """Everything about how it is, the counts of its doors included, wherever they are."""
+        doors = DoorCounts()
+        for counted in self.counters:
+            doors += await counted()
+        devices = {str(device): usage for device, usage in self._devices.usage().items()}
+        return Overview(self.ready, self.alive, self.draining, self.status(), self.statistics(), devices, doors)
 
     # ------------------------------------------------------------------ requests
 
@@ -233,9 +226,9 @@ class App:
 
         return lifespan
 
-    async def patient_call(self, name: str, value: Any) -> Any:
+    async def patient_call(self, name: str, value: Any, *, priority: int = 3, info: RequestInfo | None = None) -> Any:
         """`call` without a deadline, that waits where `call` would be refused: for jobs, not for people."""
-        return await self._services[name].patient_call(value)
+        return await self._services[name].patient_call(value, priority=priority, info=info)
 
     def window(self, name: str) -> int:
         """How many inputs a job should keep under way to keep this handler's workers busy."""

@@ -96,6 +96,13 @@ class Codec:
 
     # ------------------------------------------------------------------ inputs
 
+    def check_content_type(self, content_type: str | None) -> None:
+        """Raise UnsupportedMediaType for a body that would be refused for its type, whatever it holds."""
+        media = parsed(content_type)[0] if content_type else JSON
+        if self._is_raw or media == JSON or media.endswith("+json") or media in (*self.content_types, *MSGPACK_NAMES):
+            return
+        raise self._unsupported(media)
+
     def decode(self, body: bytes, content_type: str | None = None) -> Any:
         """Read one item from a body; none that says its type is JSON."""
         if self._is_raw:
@@ -143,8 +150,11 @@ class Codec:
             return self._convert(self._form.read_multipart(body, parameters.get("boundary")), lax=True)
         if media == FORM and self._form is not None:
             return self._convert(self._form.read_urlencoded(body, self.content_types), lax=True)
+        raise self._unsupported(media)
+
+    def _unsupported(self, media: str) -> UnsupportedMediaType:
         hint = "for JSON, curl's flag is `--json` where you wrote -d" if media == FORM else ""
-        raise UnsupportedMediaType(media, self.content_types, hint)
+        return UnsupportedMediaType(media, self.content_types, hint)
 
     def _with_arrays(self, value: Any) -> Any:
         """The same value with arrays in the place of their maps."""

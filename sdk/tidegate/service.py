@@ -6,6 +6,7 @@ import asyncio
 import logging
 import traceback as tracebacks
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -60,14 +61,16 @@ class SetupFailed(Exception):
         tidegate.service.SetupFailed: setup of handler 'embed' failed: FileNotFoundError: model.bin
     """
 
-    def __init__(self, handler: str, error: BaseException) -> None:
+    def __init__(self, handler: str, error: BaseException, *, lost: bool = False) -> None:
+        """lost: it had started, and its last worker is lost for good."""
         # From another process it comes as a text, with the traceback that it had there.
         if isinstance(error, HandlerError):
             text, self.traceback = str(error), error.traceback
         else:
             text = f"{type(error).__name__}: {error}"
             self.traceback = "".join(tracebacks.format_exception(error))
-        super().__init__(f"setup of handler {handler!r} failed: {text}")
+        what = f"handler {handler!r} has no worker left" if lost else f"setup of handler {handler!r} failed"
+        super().__init__(f"{what}: {text}")
         self.handler = handler
 
 
@@ -128,7 +131,7 @@ class Service:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for replica in self._replicas:
-            replica.end_restart()
+            replica.leave()
         # `drain` has waited for what there was time for: left without an error, the batcher would wait without a limit.
         await self._batcher.__aexit__(kind or TimeoutError, error, traceback)
         await self._tasks.__aexit__(None, None, None)
@@ -145,22 +148,19 @@ class Service:
         """Tear the workers down; whoever is not done at `ends_at`, or in a second if that is later, is ended."""
         await asyncio.gather(*(self._stop(replica, ends_at) for replica in self._replicas))
 
-    def kill(self) -> None:
-        """End the workers now."""
-        for replica in self._replicas:
-            replica.kill()
-
     async def _stop(self, replica: Replica, ends_at: float) -> None:
         try:
             async with asyncio.timeout_at(max(ends_at, asyncio.get_running_loop().time() + TEARDOWN_TIMEOUT)):
                 await replica.stop()
         except TimeoutError:
-            log.error("a worker of handler %s did not end in time and is left behind", self._handler.name)
-            replica.kill()
+            log.error("a worker of handler %s did not end in time: it is ended, or left behind", self._handler.name)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TEARDOWN_TIMEOUT):
+                    await replica.kill()
 
     def _lost(self, error: BaseException) -> None:
         if all(replica.status().state == "lost" for replica in self._replicas):
-            self._broken(SetupFailed(self._handler.name, error))
+            self._broken(SetupFailed(self._handler.name, error, lost=True))
 
     # ------------------------------------------------------------------ requests
 
@@ -195,13 +195,13 @@ class Service:
         """Nobody waits for it any more."""
         self._batcher.withdraw(item)
 
-    async def patient_call(self, value: Any) -> Any:
+    async def patient_call(self, value: Any, *, priority: int = 3, info: RequestInfo | None = None) -> Any:
         """One input in, its output out, without a deadline and without being refused for a full queue.
 
         A stream's chunks come as a list.
         """
         while True:
-            item = self._item(value, 3, None, None, patient=True)
+            item = self._item(value, priority, None, info, patient=True)
             try:
                 if not self._handler.streams:
                     return await self._batcher.run(item)

@@ -21,10 +21,11 @@ from tidegate import (
     Overloaded,
     TidegateError,
     Unavailable,
+    current_batch,
     serve,
 )
 from tidegate.service import Answer
-from tidegate_transports.exchange import Exchange, Request, Response, problem, request_id_of
+from tidegate_transports.exchange import Exchange, HTTPOptions, Request, Response, problem, request_id_of
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +62,7 @@ class FailingApp(App):
 async def asked(
     app: App, path: str = "/double", body: bytes = b"[1,2]", method: str = "POST", **headers: str
 ) -> Response:
-    request = Request(method, path, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+    request = Request(method, path, {name.replace("_", "-").lower(): value for name, value in headers.items()}, body)
     return await Exchange(app).respond(request)
 
 
@@ -101,11 +102,50 @@ async def test_with_two_handlers_each_answers_at_its_own_path_and_none_at_predic
         assert (await asked(app, "/predict")).status == 404
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-async def test_health_lists_the_handlers(method: str) -> None:
-    response = await asked(App(double, norm), "/health", b"", method)
-    assert (response.status, response.content_type) == (200, "application/json")
-    assert json.loads(response.body) == {"status": "ok", "handlers": ["double", "norm"]}
+@pytest.mark.parametrize("path", ["/double", "/predict"])
+async def test_a_priority_and_a_patience_reach_the_app_and_only_lower_the_one(path: str) -> None:
+    heard = []
+
+    class Listening(App):
+        async def answer(self, name: str, value: Any, **options: Any) -> Answer:
+            heard.append((options["priority"], options["timeout"]))
+            return Answer(value, 0.0, 0.0, 1)
+
+    app = Listening(double)
+    assert "Preference-Applied" not in (await asked(app, path)).headers
+    response = await asked(app, path, Priority="u=6", Prefer="respond-async, wait=2.5")
+    assert response.headers["Preference-Applied"] == "wait=2.5"
+    await asked(app, path, Priority="u=0", Prefer="wait=soon")
+    exchange = Exchange(app, HTTPOptions(trust_priority=True))
+    await exchange.respond(Request("POST", path, {"priority": "u=0"}, b"[1]"))
+    assert heard == [(3, None), (6, 2.5), (3, None), (0, None)]
+
+
+async def test_a_deadline_that_the_caller_set_is_told_with_what_was_heard_of_it() -> None:
+    response = await asked(FailingApp(DeadlineExceeded()), Prefer="wait=0")
+    assert (response.status, response.headers["Preference-Applied"]) == (504, "wait=0")
+
+
+async def test_a_trace_reaches_a_handler_that_asks_for_it_unless_it_is_malformed() -> None:
+    @serve(forward_headers=["traceparent", "x-tenant"])
+    def seen(x: int) -> dict[str, str]:
+        return dict(current_batch().items[0].headers)
+
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with App(seen) as app:
+        found = await asked(app, "/seen", b"1", traceparent=trace, X_Tenant="blue")
+        assert json.loads(found.body) == {"traceparent": trace, "x-tenant": "blue"}
+        assert json.loads((await asked(app, "/seen", b"1", traceparent="00-junk")).body) == {}
+
+
+async def test_the_answer_comes_in_the_form_that_was_asked_for_and_says_that_it_depends_on_it() -> None:
+    async with App(double) as app:
+        plain = await asked(app, Accept="*/*")
+        other = await asked(app, Accept="application/msgpack")
+        wrong = await asked(app, Accept="text/html")
+    assert (plain.content_type, "Vary" in plain.headers) == ("application/json", False)
+    assert (other.content_type, other.headers["Vary"]) == ("application/msgpack", "Accept")
+    assert (wrong.status, document(wrong)["code"]) == (406, "not-acceptable")
 
 
 # ---------------------------------------------------------------------- requests that cannot be answered
@@ -131,14 +171,31 @@ async def test_a_wrong_body_is_told_what_and_where(path: str, body: bytes, statu
 async def test_an_unknown_path_is_told_with_the_paths_that_there_are() -> None:
     found = document(await asked(App(double, norm), "/tripel"))
     assert (found["status"], found["title"], found["code"]) == (404, "Not Found", "not-found")
-    assert found["detail"] == "nothing is at /tripel; there is POST /double, POST /norm, GET /health"
+    assert found["detail"].startswith("nothing is at /tripel; there is POST /double, POST /norm, GET /health, GET /")
 
 
-@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "post"])
+async def test_a_long_list_of_paths_is_cut_and_so_is_what_was_asked_for() -> None:
+    many = [serve(name=f"h{number}")(lambda x: x) for number in range(50)]
+    detail = document(await asked(App(*many), "/" + "x" * 10_000))["detail"]
+    assert "POST /h19, 30 more, GET /health" in detail
+    assert len(detail) < 1000
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "TRACE", "post"])
 async def test_a_handler_answers_only_post_and_says_so(method: str) -> None:
     response = await asked(App(double), method=method)
     assert document(response)["code"] == "method-not-allowed"
     assert (response.status, response.headers["Allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"), [("/double", "OPTIONS, POST"), ("/health", "GET, HEAD, OPTIONS"), ("/nowhere", None)]
+)
+async def test_options_says_what_a_path_answers(path: str, allowed: str | None) -> None:
+    response = await asked(App(double), path, b"", "OPTIONS")
+    assert response.headers.get("Allow") == allowed
+    assert response.status == (204 if allowed else 404)
+    assert (response.body, response.content_type) == (b"", "") or not allowed
 
 
 async def test_health_answers_only_get_and_says_so() -> None:
@@ -224,12 +281,36 @@ async def test_a_value_that_cannot_be_read_or_written_is_a_failure_of_the_handle
     assert "Traceback" in caplog.text
 
 
-async def test_a_callers_own_mistake_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_callers_own_mistake_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     for body in (b"[", b"{}"):
         await asked(App(double), body=body)
     await asked(App(double), "/nowhere")
     await asked(FailingApp(Overloaded()))
     assert caplog.records == []
+
+
+async def test_each_failed_request_is_one_line_with_its_facts_and_nothing_of_what_it_held(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "tidegate")
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    async with App(double, norm) as app:
+        await asked(app)
+        await asked(app, "/norm", b'{"x":"geheim"}', X_Request_Id="one", traceparent=trace)
+        await asked(app, "/norm", b"[", Content_Type="text/geheim", X_Request_Id="two")
+        await asked(app, "/geheim", X_Request_Id="three")
+    await asked(FailingApp(Closed()), X_Request_Id="four")
+    facts = [vars(record)["tidegate"] for record in caplog.records]
+    assert [(f["request_id"], f.get("handler"), f["status"], f["code"]) for f in facts] == [
+        ("one", "norm", 422, "invalid-input"),
+        ("two", "norm", 415, "unsupported-media-type"),
+        ("three", None, 404, "not-found"),
+        ("four", "double", 503, "closed"),
+    ]
+    assert facts[0]["trace_id"] == trace[3:35]
+    assert all(0 <= found["duration"] < 10 for found in facts)
+    assert "geheim" not in caplog.text
+    assert [record.levelname for record in caplog.records] == ["INFO", "INFO", "INFO", "WARNING"]
 
 
 # ---------------------------------------------------------------------- ids
@@ -261,7 +342,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("given", HOSTILE, ids=ascii)
 async def test_a_hostile_id_is_replaced(given: str) -> None:
-    headers = {"X-Request-Id": given}
+    headers = {"x-request-id": given}
     replaced = request_id_of(headers)
     assert re.fullmatch("[0-9a-f]{16}", replaced)
     assert replaced != request_id_of(headers)

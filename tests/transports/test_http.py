@@ -1,7 +1,6 @@
 import asyncio
 import json
 import socket
-import subprocess
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -14,9 +13,10 @@ import anyio.to_thread
 import httpx
 import numpy as np
 import pytest
+import uvloop
 
 from tidegate import App, Array, serve
-from tidegate_transports.http import MAX_BODY
+from tidegate_transports.http_options import HTTPOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -56,7 +56,7 @@ class Held:
 async def served(*handlers: Any) -> AsyncIterator[tuple[App, httpx.AsyncClient]]:
     """An app on a free port and a client of it."""
     with anyio.fail_after(30):
-        async with App(*handlers, http="127.0.0.1:0") as app:
+        async with App(*handlers, http="127.0.0.1:0", worker="thread") as app:
             url = app.transports[0].url
             async with httpx.AsyncClient(base_url=url, timeout=30) as client:
                 yield app, client
@@ -212,7 +212,12 @@ async def test_each_wrong_request_is_told_what_and_where_while_another_is_in_fli
             (client.post("/held", json="7"), 422, "invalid-input", "Expected `int`, got `str`"),
             (client.post("/nowhere", json=1), 404, "not-found", "POST /held, POST /square, GET /health"),
             (client.get("/square"), 405, "method-not-allowed", "/square answers POST"),
-            (client.post("/square", content=b" " * (MAX_BODY + 1)), 413, "body-too-large", f"over {MAX_BODY} bytes"),
+            (
+                client.post("/square", content=b" " * (HTTPOptions().max_body + 1)),
+                413,
+                "body-too-large",
+                f"over {HTTPOptions().max_body} bytes",
+            ),
             (
                 client.post("/square", content=b"no gzip", headers={"Content-Encoding": "gzip"}),
                 400,
@@ -238,8 +243,8 @@ async def test_each_wrong_request_is_told_what_and_where_while_another_is_in_fli
 
 async def test_a_body_at_the_limit_is_taken() -> None:
     async with served(size_of) as (_, client):
-        response = await client.post("/size", content=b'"' + b"x" * (MAX_BODY - 2) + b'"')
-    assert (response.status_code, response.json()) == (200, MAX_BODY - 2)
+        response = await client.post("/size", content=b'"' + b"x" * (HTTPOptions().max_body - 2) + b'"')
+    assert (response.status_code, response.json()) == (200, HTTPOptions().max_body - 2)
 
 
 async def test_a_client_that_expects_a_go_ahead_for_its_body_gets_it() -> None:
@@ -312,7 +317,7 @@ async def test_what_is_in_flight_is_answered_when_the_door_closes() -> None:
     held = Held()
     with anyio.fail_after(30):
         async with httpx.AsyncClient(timeout=30) as client:
-            async with App(held.handler, http="127.0.0.1:0") as app:
+            async with App(held.handler, http="127.0.0.1:0", worker="thread") as app:
                 url = f"{app.transports[0].url}/held"
                 waiting = [asyncio.ensure_future(client.post(url, json=n)) for n in range(3)]
                 await held.has_begun()
@@ -325,7 +330,7 @@ async def test_what_is_in_flight_is_answered_when_the_door_closes() -> None:
 
 async def test_an_idle_connection_does_not_hold_up_the_end() -> None:
     with anyio.fail_after(10):
-        async with App(square, http="127.0.0.1:0") as app:
+        async with App(square, http="127.0.0.1:0", worker="thread") as app:
             host, port = app.transports[0].url.removeprefix("http://").split(":")
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -334,19 +339,61 @@ async def test_an_idle_connection_does_not_hold_up_the_end() -> None:
         writer.close()
 
 
+async def test_what_does_not_end_by_the_one_deadline_is_told_so_and_cancelled() -> None:
+    held = Held()
+    with anyio.fail_after(20):
+        async with httpx.AsyncClient(timeout=30) as client:
+            loop = asyncio.get_running_loop()
+            async with App(held.handler, http="127.0.0.1:0", worker="thread", drain_timeout=0.3) as app:
+                waiting = asyncio.ensure_future(client.post(f"{app.transports[0].url}/held", json=1))
+                await held.has_begun()
+                left_at = loop.time()
+                loop.call_later(2.0, held.go.set)  # a thread cannot be killed
+            assert loop.time() - left_at < 4
+            answer = await waiting
+    assert (answer.status_code, answer.json()["code"], answer.headers["Connection"]) == (503, "closed", "close")
+
+
+async def test_a_connection_that_was_just_made_still_gets_to_ask() -> None:
+    with anyio.fail_after(20):
+        async with App(square, http="127.0.0.1:0", worker="thread") as app:
+            host, port = app.transports[0].url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            request = b"POST /square HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n[1,2]"
+            # Runs as soon as leaving waits for something.
+            asyncio.get_running_loop().call_soon(writer.write, request)
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+async def test_while_draining_each_answer_ends_its_connection() -> None:
+    async with served(square) as (app, client), raw(client) as (reader, writer):
+        app.draining = True
+        writer.write(b"POST /square HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n[1,2]")
+        answer = await reader.read()
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+def test_all_of_it_runs_on_uvloop_too() -> None:
+    async def call() -> tuple[Any, int]:
+        async with served(square) as (_, client):
+            return (await client.post("/square", json=[1, 2])).json(), (await client.get("/livez")).status_code
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(call()) == ([1, 4], 200)
+
+
 async def test_a_busy_port_is_an_error_as_it_is() -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy, pytest.raises(OSError, match="in use"):
-        async with App(square, http=f"127.0.0.1:{busy.getsockname()[1]}"):
+        async with App(square, worker="thread", http=f"127.0.0.1:{busy.getsockname()[1]}"):
             raise AssertionError("must not start")
 
 
 async def test_a_second_service_does_not_share_the_port_silently() -> None:
     async with served(square) as (app, client):
         with pytest.raises(OSError, match="in use"):
-            async with App(square, http=app.transports[0].url.removeprefix("http://")):
+            async with App(square, worker="thread", http=app.transports[0].url.removeprefix("http://")):
                 raise AssertionError("must not start")
         assert (await client.get("/health")).status_code == 200
-
-
-def test_curl_is_there_for_these_tests() -> None:
-    subprocess.run(["curl", "--version"], check=True, capture_output=True)

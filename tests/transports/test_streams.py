@@ -85,7 +85,7 @@ async def test_a_client_that_hangs_up_ends_its_generator(session: aiohttp.Client
         finally:
             closed.set()
 
-    async with App(forever, http="127.0.0.1:0") as app:
+    async with App(forever, worker="thread", http="127.0.0.1:0") as app:
         response = await session.post(f"{app.transports[0].url}/forever", json=1)
         await response.content.readline()
         response.close()

@@ -1,203 +1,185 @@
 """What an HTTP request means and what is answered: bytes in, bytes out, no socket.
 
-The shells (`http` on aiohttp) move the bytes; everything about paths, methods, bodies and errors is decided here.
+The shells (`http` on aiohttp, `asgi`) move the bytes; everything about paths, methods, bodies, keys and errors is
+decided here.
 """
 
 from __future__ import annotations
 
-import logging
-import re
-import secrets
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
-from http import HTTPStatus
+from collections.abc import Mapping
+from time import perf_counter
 
-import msgspec
+from tidegate import App, TidegateError
+from tidegate.media import JSON
+from tidegate.status import DoorCounts
+from tidegate_transports.calls import Call, Door, Route, refused
+from tidegate_transports.codings import WORTHWHILE, check_coding, compress, wanted_coding
+from tidegate_transports.guards import Keys, Origins
+from tidegate_transports.http_options import HTTPOptions
+from tidegate_transports.item_lines import holds_lines
+from tidegate_transports.messages import Parts, Request, Response
+from tidegate_transports.metrics import Tally
+from tidegate_transports.pages import PROBES, Pages
+from tidegate_transports.preferences import repeated
+from tidegate_transports.problems import Refusal, problem, request_id_of
 
-from tidegate import END, App, EncodeError, Handler, HandlerError, Refused, TidegateError
-from tidegate.context import RequestInfo
-from tidegate_batching import Stream
+__all__ = ["Exchange", "HTTPOptions", "Parts", "Request", "Response", "problem", "request_id_of"]
 
-__all__ = ["Exchange", "Request", "Response"]
-
-log = logging.getLogger("tidegate.http")
-
-READER_PATIENCE = 30.0
-"""Seconds that a stream waits for a client that does not read."""
-
-_SAFE_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request, its body complete; header names are looked up as HTTP spells them."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Parts:
-    """A stream's bytes as they come. Closing takes its item out of the running batch, whether or not it was read."""
-
-    def __init__(self, lines: AsyncGenerator[bytes], chunks: Stream[object]) -> None:
-        self._lines = lines
-        self._chunks = chunks
-
-    def __aiter__(self) -> AsyncGenerator[bytes]:
-        return self._lines
-
-    async def aclose(self) -> None:
-        """Read no further."""
-        await self._lines.aclose()
-        # A generator that was never begun has not seen its own `finally`.
-        await self._chunks.aclose()
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What to send back: `body`, or where there are any the parts as they come; close `parts` when nobody reads on."""
-
-    status: int
-    body: bytes
-    content_type: str = "application/json"
-    headers: dict[str, str] = field(default_factory=dict)
-    parts: Parts | None = None
+_MAX_SHOWN = 20
+_READ = ("GET", "HEAD")
 
 
 class Exchange:
-    """One app's HTTP side."""
+    """One app's HTTP side.
 
-    def __init__(self, app: App) -> None:
-        self._app = app
-        self._routes = {handler.options.path: handler for handler in app.handlers.values()}
+    A shell gives the head of each request to `admit` and sends what comes of it; where that is None it reads the body
+    and sends what `respond` gives. What goes wrong while it reads is told by `refuse`.
+    """
+
+    def __init__(self, app: App, options: HTTPOptions | None = None) -> None:
+        self.options = options = options or HTTPOptions()
+        self.keys = Keys(options.api_keys)
+        handlers = app.handlers.values()
+        self.origins = Origins(options.cors_origins, (name for one in handlers for name in one.options.forward_headers))
+        self._tally = Tally()
+        app.counters.append(self._counted)
+        self._door = Door(app, options, self._tally)
+        self._pages = Pages(app, options)
+        self._routes = {handler.options.path: Route.to(handler) for handler in handlers}
         if len(app.handlers) == 1:
-            self._routes["/predict"] = next(iter(app.handlers.values()))
+            self._routes["/predict"] = next(iter(self._routes.values()))
+        self._is_guarded = bool(self.keys or self.origins)
+
+    def admit(self, head: Request) -> Response | None:
+        """What can be answered before the body is read, or None; `respond` does the same, so asking here is optional."""
+        route = self._routes.get(head.path)
+        try:
+            if self._is_guarded and (response := self._guarded(head)):
+                return self._finished(head, "", response)
+            if route is None:
+                answer = self._no_page(head)
+                return None if answer is None else self._finished(head, head.path[1:], answer)
+            if head.method != "POST":
+                return self._finished(head, route.name, self._no_post(head))
+            self._check_body(route, head.headers)
+        except Refusal as refusal:
+            return self._refused(head, "" if route is None else route.name, refusal)
+        except TidegateError as error:
+            told = Refusal(error.status, error.code, error.detail)
+            return self._refused(head, "" if route is None else route.name, told)
+        return None
+
+    def refuse(
+        self, head: Request, status: int, code: str, detail: str, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """The answer to a request that could not be read: 413, 408, or 400 for a body that is not as it says."""
+        route = self._routes.get(head.path)
+        return self._refused(head, "" if route is None else route.name, Refusal(status, code, detail, headers))
 
     async def respond(self, request: Request) -> Response:
         """Answer one request; every failure becomes a problem document, none escapes."""
-        request_id = request_id_of(request.headers)
-        handler = self._routes.get(request.path)
-        if handler is None:
-            response = self._built_in(request, request_id)
-        elif request.method != "POST":
-            response = problem(405, f"{request.path} answers POST", "method-not-allowed", request_id, {"Allow": "POST"})
-        else:
-            response = await self._call(handler, request, request_id)
-        response.headers["X-Request-Id"] = request_id
+        response = self.admit(request)
+        if response is not None:
+            return response
+        if len(request.body) > self.options.max_body:
+            return self.refuse(request, *self._too_large())
+        route = self._routes.get(request.path)
+        if route is None:
+            return self._finished(request, request.path[1:], await self._page(request))
+        response = await Call(self._door, route, request).response()
+        if self.origins:
+            self._share(request, response)
         return response
 
-    async def _call(self, handler: Handler[..., object], request: Request, request_id: str) -> Response:
-        try:
-            accept = request.headers.get("Accept")
-            info = RequestInfo(request_id, _forwarded(handler, request), READER_PATIENCE, len(request.body))
-            if not handler.streams:
-                handler.codec.check_accept(accept)
-            value = handler.codec.decode(request.body, request.headers.get("Content-Type"))
-            if handler.streams:
-                return await self._stream(handler, value, info)
-            answer = await self._app.answer(handler.name, value, info=info)
-            body, media_type = handler.codec.encode(answer.value, accept, allow_nan=handler.options.allow_nan)
-        except TidegateError as error:
-            return self._failed(handler, error, request_id)
-        except Exception as error:  # noqa: BLE001 - a type of the user's may raise anything while it is read or written
-            return self._failed(handler, HandlerError.wrap(error), request_id)
-        timing = (
-            f'queue;dur={answer.queued * 1e3:.3f}, run;dur={answer.ran * 1e3:.3f}, batch;desc="{answer.batch_size}"'
-        )
-        return Response(200, body, media_type, headers={"Server-Timing": timing})
+    # ------------------------------------------------------------------ before the body
 
-    async def _stream(self, handler: Handler[..., object], value: object, info: RequestInfo) -> Response:
-        chunks = self._app.stream(handler.name, value, info=info)
-        try:
-            # What fails before the first chunk still has a status to fail with.
-            first = await anext(chunks, END)
-        except BaseException:
-            await chunks.aclose()
-            raise
-        parts = Parts(self._lines(handler, first, chunks, info.request_id), chunks)
-        return Response(200, b"", "application/x-ndjson", parts=parts)
+    def _guarded(self, head: Request) -> Response | None:
+        headers = head.headers
+        if head.method == "OPTIONS" and self.origins and "origin" in headers:
+            asked = headers.get("access-control-request-method")
+            if asked is not None:
+                return self._preflight(head)
+        if head.path in PROBES or self.keys.admit(headers):
+            return None
+        error = ', error="invalid_token"' if "authorization" in headers or "x-api-key" in headers else ""
+        challenge = {"WWW-Authenticate": f'Bearer realm="tidegate"{error}'}
+        if head.path == "/docs" and self.options.docs and "text/html" in headers.get("accept", ""):
+            # A browser cannot send a key with what is typed into its address bar; the page asks for it.
+            page = self._pages.docs(401)
+            page.headers |= challenge
+            return page
+        what = "is not known" if error else "is missing"
+        detail = f"the API key {what}: send one in X-API-Key, or as Authorization: Bearer"
+        raise Refusal(401, "unauthorized", detail, challenge)
 
-    async def _lines(
-        self, handler: Handler[..., object], first: object, chunks: Stream[object], request_id: str
-    ) -> AsyncGenerator[bytes]:
-        """A stream as JSON lines; the last says how it ended, so that a broken connection cannot look like an end."""
-        async with chunks:
-            try:
-                if first is not END:
-                    yield _chunk_line(handler, first)
-                    async for chunk in chunks:
-                        yield _chunk_line(handler, chunk)
-            except TidegateError as error:
-                failure = {
-                    "code": error.code,
-                    "status": error.status,
-                    "message": self._told(handler, error, request_id),
-                }
-                yield msgspec.json.encode({"error": failure}) + b"\n"
-            else:
-                yield b'{"end":true}\n'
+    def _preflight(self, head: Request) -> Response:
+        origin = head.headers["origin"]
+        if not self.origins.allow(origin):
+            raise Refusal(403, "origin-not-allowed", "web pages of this origin may not call; add it to cors_origins")
+        methods = "GET, HEAD, OPTIONS" if head.path in self._pages.paths else "OPTIONS, POST"
+        return Response(204, b"", "", self.origins.preflight(methods))
 
-    def _failed(self, handler: Handler[..., object], error: TidegateError, request_id: str) -> Response:
-        headers = {"Retry-After": f"{max(1, round(error.retry_after))}"} if isinstance(error, Refused) else {}
-        return problem(error.status, self._told(handler, error, request_id), error.code, request_id, headers)
+    def _no_post(self, head: Request) -> Response:
+        if head.method == "OPTIONS":
+            return Response(204, b"", "", {"Allow": "OPTIONS, POST"})
+        raise Refusal(405, "method-not-allowed", f"{head.path} answers POST", {"Allow": "POST"})
 
-    def _told(self, handler: Handler[..., object], error: TidegateError, request_id: str) -> str:
-        """What the caller reads of an error; the log gets the rest."""
-        detail = error.detail
-        if isinstance(error, HandlerError):
-            # The text may hold anything of the user's; callers get the id by which the log names it.
-            log.error("%s failed, request %s: %s\n%s", handler.name, request_id, error, error.traceback)
-            detail = "internal error"
-        elif error.status >= 500:
-            log.error(
-                "%s failed, request %s: %s", handler.name, request_id, error, exc_info=isinstance(error, EncodeError)
-            )
-        return detail
+    def _no_page(self, head: Request) -> Response | None:
+        """What is answered in a page's place; None where there is one to be read."""
+        if head.path not in self._pages.paths:
+            raise Refusal(404, "not-found", self._what_there_is(head.path))
+        if head.method == "OPTIONS":
+            return Response(204, b"", "", {"Allow": "GET, HEAD, OPTIONS"})
+        if head.method not in _READ:
+            raise Refusal(405, "method-not-allowed", f"{head.path} answers GET", {"Allow": "GET, HEAD"})
+        return None
 
-    def _built_in(self, request: Request, request_id: str) -> Response:
-        if request.path != "/health":
-            paths = ", ".join([*(f"POST {path}" for path in self._routes), "GET /health"])
-            return problem(404, f"nothing is at {request.path}; there is {paths}", "not-found", request_id)
-        if request.method not in ("GET", "HEAD"):
-            return problem(405, "/health answers GET", "method-not-allowed", request_id, {"Allow": "GET, HEAD"})
-        return Response(200, msgspec.json.encode({"status": "ok", "handlers": list(self._app.handlers)}))
+    async def _page(self, request: Request) -> Response:
+        response = await self._pages.page(request)
+        if len(response.body) >= WORTHWHILE and self.options.gzip and wanted_coding(response, request.headers):
+            compress(response)
+        return response
 
+    async def _counted(self) -> DoorCounts:
+        return self._tally.counts()
 
-def _chunk_line(handler: Handler[..., object], chunk: object) -> bytes:
-    encoded = handler.codec.encode_json(chunk, allow_nan=handler.options.allow_nan)
-    return b'{"chunk":' + encoded + b"}\n"
+    def _what_there_is(self, path: str) -> str:
+        posts = [f"POST {path}" for path in self._routes]
+        more = [f"{len(posts) - _MAX_SHOWN} more"] if len(posts) > _MAX_SHOWN else []
+        gets = [f"GET {path}" for path in self._pages.paths]
+        return f"nothing is at {path[:200]}; there is {', '.join(posts[:_MAX_SHOWN] + more + gets)}"
 
+    def _check_body(self, route: Route, headers: Mapping[str, str]) -> None:
+        """Raise Refusal or UnsupportedMediaType for a body that would be refused whatever it holds."""
+        length = headers.get("content-length")
+        if length is not None and length.isdecimal() and int(length[:20]) > self.options.max_body:
+            raise Refusal(*self._too_large())
+        content_type = headers.get("content-type")
+        if content_type is not None and content_type != JSON and not holds_lines(route.handler, content_type):
+            route.codec.check_content_type(content_type)
+        if "content-encoding" in headers:
+            check_coding(repeated(headers, "content-encoding"))
 
-def _forwarded(handler: Handler[..., object], request: Request) -> dict[str, str]:
-    return {name: request.headers[name] for name in handler.options.forward_headers if name in request.headers}
+    def _too_large(self) -> tuple[int, str, str]:
+        return 413, "body-too-large", f"the body is over {self.options.max_body} bytes"
 
+    # ------------------------------------------------------------------ what every answer has
 
-def _printable(text: str) -> str:
-    """Text that UTF-8 can write: a header or a file name may have brought half a surrogate pair along."""
-    return text.encode("utf-8", "replace").decode()
+    def _refused(self, head: Request, handler: str, refusal: Refusal) -> Response:
+        request_id = request_id_of(head.headers)
+        return self._finished(head, handler, refused(refusal, handler, head, request_id, perf_counter()))
 
+    def _finished(self, head: Request, handler: str, response: Response) -> Response:
+        if "X-Request-Id" not in response.headers:
+            response.headers["X-Request-Id"] = request_id_of(head.headers)
+        self._tally.answered(handler, response.status)
+        if self.origins:
+            self._share(head, response)
+        return response
 
-def request_id_of(headers: Mapping[str, str]) -> str:
-    """The caller's own id where it is safe to log and echo, else a new one."""
-    request_id = headers.get("X-Request-Id", "")
-    return request_id if _SAFE_ID.fullmatch(request_id) else secrets.token_hex(8)
-
-
-def problem(status: int, detail: str, code: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
-    """An error as RFC 9457 writes it, with `code` for programs and the request's id for the log."""
-    try:
-        title = HTTPStatus(status).phrase
-    except ValueError:
-        title = "Client Closed Request" if status == 499 else "Error"
-    document = {
-        "type": "about:blank",
-        "title": title,
-        "status": status,
-        "detail": _printable(detail),
-        "code": code,
-        "request_id": request_id,
-    }
-    headers = {**(headers or {}), "X-Request-Id": request_id}
-    return Response(status, msgspec.json.encode(document), "application/problem+json", headers)
+    def _share(self, head: Request, response: Response) -> None:
+        """Tell the browser which pages may read the answer."""
+        told = self.origins.headers(head.headers)
+        if "Vary" in told and "Vary" in response.headers:
+            told["Vary"] = f"{response.headers['Vary']}, {told['Vary']}"
+        response.headers |= told

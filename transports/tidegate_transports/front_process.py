@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from tidegate import Handler
+from tidegate.status import DoorCounts
 from tidegate.transport import load_transport
 from tidegate.workers.spawn import follow_parent, ignore_signals
 from tidegate_transports.address import Address
@@ -100,9 +101,13 @@ class _Front:
                 if not self._drained.done():
                     self._drained.set_result(seconds)
             case Question():
-                self._channel.send(Reply(message.id, {}))
+                self._replying = asyncio.ensure_future(self._reply(message))
             case _ if self._app is not None:
                 self._app.received(message)
+
+    async def _reply(self, question: Question) -> None:
+        counted = DoorCounts() if self._app is None else await self._app.counts()
+        self._channel.send(Reply(question.id, counted))
 
 
 def _leave() -> NoReturn:

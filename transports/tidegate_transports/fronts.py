@@ -11,7 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import msgspec
+
 from tidegate import App
+from tidegate.status import DoorCounts
 from tidegate.workers.reference import reference_to
 from tidegate.workers.replica import restart_delay
 from tidegate.workers.spawn import Child
@@ -27,6 +30,9 @@ log = logging.getLogger("tidegate.fronts")
 
 LOOKS_EVERY = 0.25
 """Seconds between two looks at whether the app is still ready, for the front ends to say."""
+
+ANSWERS_WITHIN = 1.0
+"""Seconds that a front end gets to say what it has counted."""
 
 LAST_WORDS = 1.0
 """Seconds that a front end gets to end after its requests have."""
@@ -74,6 +80,7 @@ class FrontsTransport:
                 try:
                     await asyncio.gather(*(front.start(tasks) for front in fronts))
                     news = tasks.create_task(_tell(app, fronts))
+                    app.counters += [front.counts for front in fronts]
                     yield
                     news.cancel()
                     ends_at = min(app.drain_ends_at, asyncio.get_running_loop().time() + app.drain_timeout)
@@ -104,7 +111,8 @@ class _Front:
         self._listening: asyncio.Future[None]
         self._tasks: asyncio.TaskGroup
         self.link: HubLink | None = None
-        self.restarts = 0
+        self._before = DoorCounts()
+        self._counted = DoorCounts()
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """The first process; its door is open when this returns."""
@@ -122,6 +130,15 @@ class _Front:
         with suppress(TimeoutError):
             async with asyncio.timeout_at(max(ends_at, loop.time()) + LAST_WORDS):
                 await link.gone.wait()
+
+    async def counts(self) -> DoorCounts:
+        """What its doors have counted, those of the processes before it included as far as they told."""
+        link = self.link
+        if link is not None and not link.gone.is_set():
+            with suppress(TimeoutError, asyncio.CancelledError):
+                async with asyncio.timeout(ANSWERS_WITHIN):
+                    self._counted = msgspec.convert(await link.ask("counts"), DoorCounts)
+        return self._before + self._counted
 
     def kill(self) -> None:
         """End it now."""
@@ -174,6 +191,7 @@ class _Front:
 
     def _ended(self, link: HubLink) -> None:
         link.closed()
+        self._before, self._counted = self._before + self._counted, DoorCounts()
         assert self._child is not None
         how = self._child.describe_end()
         if not self._listening.done():
@@ -192,7 +210,6 @@ class _Front:
             except OSError as error:
                 log.error("front end %d: start %d failed: %s", self._number, failed + 1, error)
             else:
-                self.restarts += 1
                 log.warning("front end %d: a new process, %d", self._number, self._child.pid if self._child else 0)
                 return
         log.error("front end %d cannot be started any more", self._number)

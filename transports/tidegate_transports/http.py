@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
+from typing import Any
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -13,77 +15,124 @@ from aiohttp.streams import StreamReader
 
 from tidegate import App
 from tidegate_transports.address import parse_address
-from tidegate_transports.exchange import Exchange, Parts, Request, Response, problem, request_id_of
+from tidegate_transports.connection import Connection, Listener
+from tidegate_transports.exchange import Exchange
+from tidegate_transports.http_options import HTTPOptions
+from tidegate_transports.listening import bind, tls_context, url_of
+from tidegate_transports.messages import Request, Response
+from tidegate_transports.pages import PROBES
+from tidegate_transports.wire_format import send, send_parts
 
 __all__ = ["HTTPTransport"]
 
-DRAIN_TIMEOUT = 10.0
-"""Seconds that requests in flight have to end when the door closes; aiohttp spends them once more after cancelling."""
-
-MAX_BODY = 32 * 1024 * 1024
-
 
 class HTTPTransport:
-    """Serves an app at `address`, `HOST:PORT`; port 0 takes a free one, which `url` then names."""
+    """Serves an app at `address`, `HOST:PORT`; port 0 takes a free one, which `url` then names.
 
-    def __init__(self, address: str) -> None:
+    options: those of the environment (`TIDEGATE_API_KEY`…) if not given; `given` are single ones that come before these.
+    shared: with other processes of one service, on a port that is reserved for them.
+    """
+
+    def __init__(
+        self, address: str, options: HTTPOptions | None = None, *, shared: bool = False, **given: Any
+    ) -> None:
         self._address = parse_address(address)
-        self.url = f"http://{self._address}"
+        self._shared = shared
+        self.options = options or HTTPOptions.from_environment(os.environ, **given)
+        self._scheme = "https" if self.options.tls_certificate else "http"
+        self.url = f"{self._scheme}://{self._address}"
 
     @asynccontextmanager
     async def serve(self, app: App) -> AsyncIterator[None]:
-        """Listen until left; raises OSError when the address cannot be taken."""
-        exchange = Exchange(app)
-
-        async def handle(request: web.BaseRequest) -> web.StreamResponse:
-            try:
-                body = await _read(request)
-            except web.HTTPRequestEntityTooLarge:
-                detail = f"the body is over {MAX_BODY} bytes"
-                response = problem(413, detail, "body-too-large", request_id_of(request.headers))
-            except web.RequestPayloadError:
-                detail = "the body is not what Content-Encoding or Transfer-Encoding says"
-                response = problem(400, detail, "malformed-body", request_id_of(request.headers))
-            else:
-                response = await exchange.respond(Request(request.method, request.path, request.headers, body))
-            if response.parts is not None:
-                return await _send_parts(request, response, response.parts)
-            return web.Response(
-                status=response.status, body=response.body, content_type=response.content_type, headers=response.headers
-            )
-
-        # The low-level server has no router, middleware or signals to pass through on the way.
-        # A client that hangs up cancels its handler, and with that its place in the queue.
-        server = web.Server(handle, request_factory=_request, handler_cancellation=True, access_log=None)
-        runner = web.ServerRunner(server, shutdown_timeout=DRAIN_TIMEOUT)
-        await runner.setup()
+        """Listen until left; raises OSError when the address cannot be taken, ValueError for unusable TLS files."""
+        loop = asyncio.get_running_loop()
+        door = _Door(app, self.options)
+        tls = tls_context(self.options)
+        sockets = bind(self._address, shared=self._shared)
+        self.url = url_of(sockets, self._address, self._scheme)
+        listener = Listener(door.handle, _request, self.options)
+        patience = self.options.header_timeout if tls else None
+        servers = [
+            await loop.create_server(listener, sock=one, ssl=tls, ssl_handshake_timeout=patience) for one in sockets
+        ]
         try:
-            site = web.TCPSite(runner, self._address.host, self._address.port)
-            await site.start()
-            host, port = runner.addresses[0][:2]
-            self.url = f"http://{self._address._replace(host=host, port=port)}"
             yield
         finally:
-            await runner.cleanup()
+            await asyncio.sleep(0)  # takes what the system has accepted already
+            for server in servers:
+                server.close()
+            # Infinite when another door could not be opened, and this one is closed again.
+            await listener.drain(min(app.drain_ends_at, loop.time() + app.drain_timeout))
 
 
-async def _send_parts(request: web.BaseRequest, response: Response, parts: Parts) -> web.StreamResponse:
-    streamed = web.StreamResponse(status=response.status, headers=response.headers)
-    streamed.content_type = response.content_type
-    async with aclosing(parts):
-        await streamed.prepare(request)
-        async for part in parts:
-            await streamed.write(part)
-    await streamed.write_eof()
-    return streamed
+class _Door:
+    """Takes one request after another from the connections."""
+
+    def __init__(self, app: App, options: HTTPOptions) -> None:
+        self._app = app
+        self._options = options
+        self._exchange = Exchange(app, options)
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Read a request, have it answered, write the answer."""
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        connection.began = False
+        target = request.raw_path
+        query = request.rel_url.raw_query_string if "?" in target else ""
+        head = Request(request.method, request.path, request.headers, b"", query, connection.client)
+        if connection.surplus and head.path not in PROBES:
+            response = self._exchange.refuse(head, 503, "overloaded", "every connection is taken; try again later")
+            response.headers["Retry-After"] = "1"
+        else:
+            response = await self._respond(connection, request, head)
+        # A body that nobody read would be taken for the next request.
+        keep_alive = request.keep_alive and request.content.is_eof() and not self._app.draining
+        keep_alive = keep_alive and not connection.surplus
+        if response.parts is not None:
+            return await send_parts(connection, request, response, response.parts, keep_alive)
+        return await send(connection, request, response, keep_alive)
+
+    async def _respond(self, connection: Connection, request: web.BaseRequest, head: Request) -> Response:
+        content = request.content
+        if content.is_eof():
+            # What came in one piece with its head is looked at in one go.
+            body = content.read_nowait()
+            return await self._exchange.respond(head._replace(body=body) if body else head)
+        refusal = self._exchange.admit(head)
+        if refusal is not None:
+            return refusal
+        try:
+            body = await self._read(connection, request)
+        except _TooLarge:
+            detail = f"the body is over {self._options.max_body} bytes"
+            return self._exchange.refuse(head, 413, "body-too-large", detail)
+        except TimeoutError:
+            detail = f"the body did not come within {self._options.body_timeout:g} s"
+            return self._exchange.refuse(head, 408, "request-timeout", detail)
+        except web.RequestPayloadError:
+            detail = "the body is not what Transfer-Encoding says"
+            return self._exchange.refuse(head, 400, "malformed-body", detail)
+        return await self._exchange.respond(head._replace(body=body))
+
+    async def _read(self, connection: Connection, request: web.BaseRequest) -> bytes:
+        # curl waits a second for this before every body over a megabyte.
+        if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
+            await connection.put(b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.began = False
+        parts: list[bytes] = []
+        size = 0
+        async with asyncio.timeout(self._options.body_timeout):
+            while part := await request.content.readany():
+                size += len(part)
+                if size > self._options.max_body:
+                    raise _TooLarge
+                parts.append(part)
+        return b"".join(parts)
 
 
-async def _read(request: web.BaseRequest) -> bytes:
-    # The low-level server leaves this to its handler. curl waits a second for it before every body over a megabyte.
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0
-    return await request.read()
+class _TooLarge(Exception):
+    """The body is over the limit."""
 
 
 def _request(
@@ -93,6 +142,4 @@ def _request(
     writer: AbstractStreamWriter,
     task: asyncio.Task[None],
 ) -> web.BaseRequest:
-    return web.BaseRequest(
-        message, payload, protocol, writer, task, asyncio.get_running_loop(), client_max_size=MAX_BODY
-    )
+    return web.BaseRequest(message, payload, protocol, writer, task, asyncio.get_running_loop())

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Self
 
 import msgspec
 
-from tidegate import Handler, Statistics, TidegateError, Unavailable
+from tidegate import Handler, TidegateError, Unavailable
 from tidegate.context import RequestInfo
 from tidegate.portable import from_fields
 from tidegate.service import Answer as TimedAnswer
-from tidegate.status import HandlerStatus
+from tidegate.status import DoorCounts, Overview
 from tidegate_transports.ipc_hub import CHUNKS_AHEAD
 from tidegate_transports.ipc_messages import (
     Answer,
@@ -58,6 +58,7 @@ class RemoteApp:
         self.ready = False
         self.alive = True
         self.draining = False
+        self.counters: list[Callable[[], Awaitable[DoorCounts]]] = []
         self._channel = channel
         self._by_value = by_value
         self._last = 0
@@ -84,9 +85,9 @@ class RemoteApp:
         found = await self._ask(self._message(name, value, priority, timeout, info))
         return TimedAnswer(decode_value(found.value), found.queued, found.ran, found.batch_size)
 
-    async def patient_call(self, name: str, value: Any) -> Any:
+    async def patient_call(self, name: str, value: Any, *, priority: int = 3, info: RequestInfo | None = None) -> Any:
         """`call` without a deadline, that waits where `call` would be refused."""
-        message = self._message(name, value, 3, None, None)
+        message = self._message(name, value, priority, None, info)
         return decode_value((await self._ask(msgspec.structs.replace(message, patient=True))).value)
 
     def stream(
@@ -135,15 +136,18 @@ class RemoteApp:
 
     # ------------------------------------------------------------------ how it is
 
-    async def overview(self) -> dict[str, Any]:
-        """The hub's, as `App.overview` gives it."""
+    async def overview(self) -> Overview:
+        """The hub's, as `App.overview` gives it, with the counts of every front end."""
         self._last += 1
-        found: Reply = await self._ask(Question(self._last, "overview"))
-        return {
-            **found.found,
-            "status": msgspec.convert(found.found["status"], dict[str, HandlerStatus]),
-            "statistics": msgspec.convert(found.found["statistics"], dict[str, Statistics]),
-        }
+        reply: Reply = await self._ask(Question(self._last, "overview"))
+        return msgspec.convert(reply.found, Overview)
+
+    async def counts(self) -> DoorCounts:
+        """What the doors here have counted."""
+        counted = DoorCounts()
+        for counter in self.counters:
+            counted += await counter()
+        return counted
 
     # ------------------------------------------------------------------ what the hub says
 
@@ -157,7 +161,7 @@ class RemoteApp:
                 self._failed(message.id, from_fields(message.error))
             case Chunk():
                 if (stream := self._streams.get(message.id)) is not None:
-                    stream.push(decode_value(message.value))
+                    stream.push(decode_value(message.value), message.queued)
             case End():
                 if (stream := self._streams.pop(message.id, None)) is not None:
                     stream.end(None)
@@ -201,9 +205,11 @@ class RemoteStream:
         self._ended = False
         self._unsaid = 0
         self._reader: asyncio.Future[None] | None = None
+        self.queued: float | None = None
 
-    def push(self, chunk: Any) -> None:
+    def push(self, chunk: Any, queued: float) -> None:
         """The hub sent a chunk."""
+        self.queued = queued
         self._chunks.append(chunk)
         self._wake()
 

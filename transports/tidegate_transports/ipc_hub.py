@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from tidegate import App, Closed
@@ -50,7 +50,7 @@ class HubLink:
         self._by_value = frozenset(by_value)
         self._waiting: dict[int, _Waiter] = {}
         self._streams: dict[int, _Streaming] = {}
-        self._asked: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
+        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._questions = 0
         self.channel = Channel(self.received, self.closed, stops_reading=True)
         self.gone = asyncio.Event()
@@ -90,7 +90,7 @@ class HubLink:
             future.cancel()
         self.gone.set()
 
-    async def ask(self, about: str) -> Mapping[str, Any]:
+    async def ask(self, about: str) -> Any:
         """What the front end knows about something; CancelledError if it goes away first."""
         self._questions += 1
         future = self._asked[self._questions] = asyncio.get_running_loop().create_future()
@@ -151,7 +151,7 @@ class HubLink:
             ) as chunks:
                 async for chunk in chunks:
                     await credit.acquire()
-                    self.channel.send(Chunk(call.id, encode_value(chunk, by_value=by_value)))
+                    self.channel.send(Chunk(call.id, encode_value(chunk, by_value=by_value), chunks.queued or 0.0))
         except Exception as error:  # noqa: BLE001 - the stream's own end
             self.channel.send(Failure(call.id, to_fields(error)))
         else:
@@ -161,8 +161,9 @@ class HubLink:
 
     async def patient(self, call: Call, value: Any) -> None:
         """A job's item: it waits where a caller would be refused."""
+        info = RequestInfo(call.request_id, call.headers, call.patience, call.nbytes)
         try:
-            result = await self._app.patient_call(call.handler, value)
+            result = await self._app.patient_call(call.handler, value, priority=call.priority, info=info)
             encoded = encode_value(result, by_value=call.handler in self._by_value)
         except Exception as error:  # noqa: BLE001 - the item's own end
             self.channel.send(Failure(call.id, to_fields(error)))
@@ -172,7 +173,7 @@ class HubLink:
             self._streams.pop(call.id, None)
 
     async def _reply(self, question: Question) -> None:
-        found = await self._app.overview() if question.about == "overview" else {}
+        found = await self._app.overview() if question.about == "overview" else None
         self.channel.send(Reply(question.id, found))
 
 

@@ -118,10 +118,11 @@ class Failure(msgspec.Struct, array_like=True, tag=7, frozen=True, gc=False):
 
 
 class Chunk(msgspec.Struct, array_like=True, tag=8, frozen=True, gc=False):
-    """Hub to front: a stream's next chunk."""
+    """Hub to front: a stream's next chunk; queued: seconds that the stream waited for its batch."""
 
     id: int
     value: Value
+    queued: float
 
 
 class End(msgspec.Struct, array_like=True, tag=9, frozen=True, gc=False):
@@ -149,7 +150,7 @@ class Reply(msgspec.Struct, array_like=True, tag=12, frozen=True, gc=False):
     """The answer to a question."""
 
     id: int
-    found: dict[str, Any]
+    found: Any
 
 
 class Drain(msgspec.Struct, array_like=True, tag=13, frozen=True, gc=False):

@@ -1,0 +1,61 @@
+import errno
+import socket
+from pathlib import Path
+
+import pytest
+
+from tidegate_transports.address import Address
+from tidegate_transports.http_options import HTTPOptions
+from tidegate_transports.listening import bind, tls_context, url_of
+
+
+def closing(sockets: list[socket.socket]) -> list[socket.socket]:
+    for one in sockets:
+        one.close()
+    return sockets
+
+
+def test_a_free_port_is_taken_and_named() -> None:
+    address = Address("127.0.0.1", 0)
+    sockets = bind(address)
+    url = url_of(sockets, address)
+    port = sockets[0].getsockname()[1]
+    assert url == f"http://127.0.0.1:{port}"
+    socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    closing(sockets)
+
+
+def test_a_name_of_several_addresses_gets_one_port_on_all_of_them() -> None:
+    sockets = closing(bind(Address("localhost", 0)))
+    assert sockets
+
+
+def test_every_address_of_ipv6_means_ipv4_as_well() -> None:
+    sockets = bind(Address("::", 0))
+    port = sockets[0].getsockname()[1]
+    for host in ("127.0.0.1", "::1"):
+        socket.create_connection((host, port), timeout=10).close()
+    closing(sockets)
+
+
+def test_a_port_has_one_owner_and_the_error_names_it() -> None:
+    sockets = bind(Address("127.0.0.1", 0))
+    taken = Address("127.0.0.1", sockets[0].getsockname()[1])
+    with pytest.raises(OSError, match="in use") as caught:
+        bind(taken)
+    closing(sockets)
+    assert (caught.value.errno, caught.value.filename) == (errno.EADDRINUSE, str(taken))
+    closing(bind(taken))
+
+
+def test_without_files_there_is_no_tls() -> None:
+    assert tls_context(HTTPOptions()) is None
+
+
+@pytest.mark.parametrize("content", [None, b"no certificate"])
+def test_files_that_cannot_be_used_are_named_with_the_fix(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "file.pem"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tls_certificate='.*file\.pem'.*PEM"):
+        tls_context(HTTPOptions(tls_certificate=str(path), tls_key=str(path)))
