@@ -7,13 +7,19 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ADDRESS ?= 127.0.0.1:8000
 
-.PHONY: serve test lint types format mutants bench clean
+.PHONY: serve test test-browser lint types format mutants bench clean
 
 serve: $(VENV)/installed
 	$(BIN)/tidegate serve examples/image_classification.py --http $(ADDRESS)
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# A real browser at /docs and at the WebSocket door. Where Chromium is missing it is installed if that is allowed.
+test-browser: $(VENV)/installed
+	@command -v chromium chromium-browser google-chrome >/dev/null || apt-get install -y -qq --no-install-recommends chromium || \
+		echo "no Chromium, and no leave to install it: these tests are skipped"
+	$(BIN)/python -m pytest tests/browser -m browser
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check
