@@ -13,6 +13,7 @@ TidegateError
 │   ├── Unavailable             503  no worker is alive
 │   └── Closed                  503  the service is draining
 ├── SlowReader                  408  a stream's reader fell behind by more than is kept for it
+├── Disconnected            502  (tidegate) no whole answer came over the connection
 ├── DeadlineExceeded            504  no answer in time
 ├── Cancelled                   499  the caller went away
 ├── HandlerError                500  the handler raised something of its own

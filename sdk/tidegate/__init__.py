@@ -2,6 +2,8 @@
 
 from tidegate.app import App, run
 from tidegate.array import Array
+from tidegate.client import Client
+from tidegate.clients.carrier import Disconnected
 from tidegate.codec import EncodeError, MalformedBody, NotAcceptable, UnsupportedMediaType
 from tidegate.context import current_batch
 from tidegate.decorator import serve
@@ -38,8 +40,10 @@ __all__ = [
     "Array",
     "BatchSizeMismatch",
     "Cancelled",
+    "Client",
     "Closed",
     "DeadlineExceeded",
+    "Disconnected",
     "EncodeError",
     "HTTPError",
     "Handler",

@@ -1,0 +1,1 @@
+"""What carries a client's requests over the wire. `tidegate.client` is what users see."""
