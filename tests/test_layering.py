@@ -75,12 +75,14 @@ def imports_in(modules: Mapping[str, str]) -> list[Import]:
 
 
 def upward(modules: Mapping[str, str]) -> list[str]:
-    """Imports from a layer above."""
+    """Imports from a layer above; the command line is above them all."""
     rank = list(LAYERS).index
     return [
         str(found)
         for found in imports_in(modules)
-        if found.first_party and rank(found.top) > rank(found.importer.partition(".")[0])
+        if found.first_party
+        and not f"{found.importer}.".startswith("tidegate.cli.")
+        and rank(found.top) > rank(found.importer.partition(".")[0])
     ]
 
 

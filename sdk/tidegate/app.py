@@ -86,6 +86,7 @@ class App:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        self.draining, self.drain_ends_at = False, math.inf
         self.failure = asyncio.get_running_loop().create_future()
         kind = self._worker or ("process" if self._served else "thread")
         # Where a library has to be asked in a process of its own, this takes seconds.

@@ -139,7 +139,7 @@ class Handler(Generic[P, R]):
         """Whether workers make an instance of `target`."""
         return inspect.isclass(self.target)
 
-    @property
+    @functools.cached_property
     def streams(self) -> bool:
         """Whether the function is a generator, plain or async."""
         return _is_generator(self.function)

@@ -17,4 +17,6 @@ def test_a_transport_of_a_third_party_is_found_by_its_name(third_party: Path) ->
 def test_an_unknown_name_is_refused_with_those_that_are_installed(third_party: Path) -> None:
     with pytest.raises(ValueError) as caught:
         load_transport("gopher")
-    assert str(caught.value) == "no transport is called 'gopher'; installed: asgi, granian, http, jsonl, null, uvicorn, ws"
+    assert (
+        str(caught.value) == "no transport is called 'gopher'; installed: asgi, granian, http, jsonl, null, uvicorn, ws"
+    )

@@ -21,6 +21,8 @@ from tidegate_transports.http_options import HTTPOptions
 from tidegate_transports.listening import bind, tls_context, url_of
 from tidegate_transports.messages import Request, Response
 from tidegate_transports.pages import PROBES
+from tidegate_transports.websocket_aiohttp import is_upgrade, upgrade
+from tidegate_transports.websocket_handshake import WebSockets
 from tidegate_transports.wire_format import send, send_parts
 
 __all__ = ["HTTPTransport"]
@@ -62,7 +64,8 @@ class HTTPTransport:
             for server in servers:
                 server.close()
             # Infinite when another door could not be opened, and this one is closed again.
-            await listener.drain(min(app.drain_ends_at, loop.time() + app.drain_timeout))
+            ends_at = min(app.drain_ends_at, loop.time() + app.drain_timeout)
+            await asyncio.gather(door.web_sockets.drain(), listener.drain(ends_at))
 
 
 class _Door:
@@ -72,12 +75,16 @@ class _Door:
         self._app = app
         self._options = options
         self._exchange = Exchange(app, options)
+        self.web_sockets = WebSockets(app, options)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Read a request, have it answered, write the answer."""
         connection = request.protocol
         assert isinstance(connection, Connection)
         connection.began = False
+        if is_upgrade(request):
+            connection.began = True
+            return await upgrade(request, self.web_sockets)
         target = request.raw_path
         query = request.rel_url.raw_query_string if "?" in target else ""
         head = Request(request.method, request.path, request.headers, b"", query, connection.client)

@@ -18,7 +18,7 @@ from tidegate_transports.pulse import GiveUp, Ping
 from tidegate_transports.session import Action, Send, Session, Start
 from tidegate_transports.session_request import Request
 
-__all__ = ["CLOSING_TIME", "Connection", "Wire"]
+__all__ = ["CLOSING_TIME", "GOING_AWAY", "Connection", "Wire"]
 
 log = logging.getLogger("tidegate.websocket")
 
@@ -67,7 +67,7 @@ class Connection:
             try:
                 await self._read()
             finally:
-                self._over = True
+                self._is_over()
                 watch.cancel()
                 # Nobody is left to answer: their items leave the queue or the running batch.
                 for task in self._running.values():
@@ -90,10 +90,15 @@ class Connection:
         self._wire.abort()
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait for something that becomes true when a request ends."""
-        while not condition():
+        """Wait for something that becomes true when a request ends, or until the client is gone."""
+        while not condition() and not self._over:
             self._changed.clear()
             await self._changed.wait()
+
+    def _is_over(self) -> None:
+        """There is nobody left to answer: nothing more is begun, and nothing waited for."""
+        self._over = True
+        self._changed.set()
 
     # ------------------------------------------------------------------ reading
 
@@ -130,6 +135,7 @@ class Connection:
             elif isinstance(beat, GiveUp):
                 log.info("a client is %s: its connection is given up", beat.kind)
                 self._wire.abort()
+                self._is_over()
                 return
 
     async def _ping(self) -> None:
@@ -227,7 +233,7 @@ class Connection:
             try:
                 await self._wire.send(message)
             except ConnectionError as error:
-                self._over = True
+                self._is_over()
                 raise _Gone from error
             finally:
                 session.pulse.sent(self._loop.time())

@@ -17,7 +17,7 @@ from tidegate_transports.http_options import HTTPOptions
 from tidegate_transports.problems import Refusal, request_id_of
 from tidegate_transports.pulse import Pulse
 from tidegate_transports.session import Limits, Session
-from tidegate_transports.websocket_driver import Connection, Wire
+from tidegate_transports.websocket_driver import GOING_AWAY, Connection, Wire
 
 __all__ = ["CLOSE_TIMEOUT", "Admitted", "WebSockets"]
 
@@ -96,9 +96,11 @@ class WebSockets:
             headers=admitted.headers,
             trust_priority=self.options.trust_priority,
         )
-        connection = Connection(self._app, session, wire)
         if self._draining:
-            session.drain()
+            # The drain began between its handshake and now.
+            await wire.close(GOING_AWAY, "the service is shutting down")
+            return
+        connection = Connection(self._app, session, wire)
         self._open.add(connection)
         try:
             await connection.run()
