@@ -124,6 +124,8 @@ class Execution:
             return prepared
         running_batch.set(context)
         for i, item in enumerate(context.items):
+            if isinstance(prepared.inputs[i], BaseException):
+                continue  # it could not be brought here
             try:
                 prepared.inputs[i] = await _awaited(self._decode(prepared.inputs[i], item.scope))
             except BaseException as error:  # noqa: BLE001 - what a hook raises for one item is that item's answer

@@ -57,10 +57,10 @@ def from_fields(fields: Mapping[str, Any]) -> TidegateError:
         >>> from_fields({"class": "Overloaded", "detail": "The queue is full", "retry_after": 2.5}).retry_after
         2.5
     """
-    kind = _tree().get(fields.get("class", ""), TidegateError)
+    kind = _tree().get(str(fields.get("class")), TidegateError)
     # Not by its constructor: each takes other arguments, and most compute their text from them.
     error = kind.__new__(kind)
-    Exception.__init__(error, fields.get("detail", ""))
+    Exception.__init__(error, fields.get("detail") or "")
     for name, value in fields.items():
         if name not in ("class", "detail"):
             vars(error)[name] = tuple(value) if isinstance(value, list) else value

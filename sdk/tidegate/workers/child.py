@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import logging
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from tidegate.context import RequestInfo
@@ -31,14 +33,23 @@ def main(batches_fd: int, control_fd: int, inbox_fd: int, outbox_fd: int) -> Non
     """A worker's whole life: find the handler, run `setup`, then batches until told to stop, then `teardown`."""
     follow_parent()
     ignore_signals()
+    for descriptor in (batches_fd, control_fd, inbox_fd, outbox_fd):
+        os.set_inheritable(descriptor, False)
     faulthandler.enable()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    Channel(
+    channel = Channel(
         socket.socket(fileno=batches_fd),
         socket.socket(fileno=control_fd),
         Segment.open(inbox_fd),
         Segment.open(outbox_fd),
-    ).live()
+    )
+    try:
+        channel.live()
+    except BaseException:
+        log.exception("the worker's process cannot go on")
+        # A thread of the user's may keep the process, and the service waiting, for ever.
+        os._exit(1)
+    _exit()
 
 
 class RemoteItem:
@@ -85,8 +96,11 @@ class Channel:
         self._reader = frames.FrameReader()
         self._received: deque[frames.Message] = deque()
         self._running: dict[int, RemoteBatch] = {}
+        self._newest = 0
+        self._early: dict[int, list[int]] = {}  # items that were cancelled before their batch was taken
         self._by_value = False
-        self._lock = threading.Lock()  # hooks report from a thread of their own
+        self._sending = threading.Lock()  # hooks report from a thread of their own
+        self._taking = threading.Lock()
 
     def live(self) -> None:
         """From the first message to the last."""
@@ -119,15 +133,22 @@ class Channel:
         return self._received.popleft()
 
     def _take(self) -> RemoteBatch | None:
-        message = self._receive()
-        if isinstance(message, frames.Stop):
-            return None
-        assert isinstance(message, frames.Run), message
-        for offset in message.freed:
-            self._arena.free(offset)
-        batch = RemoteBatch(message, unpack(message.values, self._inbox))
-        self._running[batch.number] = batch
-        return batch
+        while not isinstance(message := self._receive(), frames.Stop):
+            assert isinstance(message, frames.Run), message
+            for offset in message.freed:
+                self._arena.free(offset)
+            try:
+                batch = RemoteBatch(message, unpack(message.values, self._inbox))
+            except Exception as error:  # noqa: BLE001 - classes of the user's may raise anything as they are made again
+                self._send(frames.Done(message.batch, error=to_fields(error)))
+                continue
+            with self._taking:
+                self._running[batch.number] = batch
+                self._newest = batch.number
+                for index in self._early.pop(batch.number, ()):
+                    batch.items[index].cancelled = True
+            return batch
+        return None
 
     def _feed(self, runner: Runner) -> None:
         while (batch := self._take()) is not None:
@@ -140,17 +161,26 @@ class Channel:
         while messages := frames.receive(self._control, reader):
             for message in messages:
                 if isinstance(message, frames.Cancel):
-                    batch = self._running.get(message.batch)
-                    if batch is not None:
-                        batch.items[message.index].cancelled = True
+                    self._cancel(message)
                 elif isinstance(message, frames.Credit):
-                    for offset in message.freed:
-                        self._arena.free(offset)
-                    batch = self._running.get(message.batch)
-                    if batch is not None:
-                        for _ in range(message.steps):
-                            batch.releases.popleft()()
+                    self._release(message)
         _leave()
+
+    def _cancel(self, message: frames.Cancel) -> None:
+        with self._taking:
+            batch = self._running.get(message.batch)
+            if batch is not None:
+                batch.items[message.index].cancelled = True
+            elif message.batch > self._newest:
+                self._early.setdefault(message.batch, []).append(message.index)
+
+    def _release(self, message: frames.Credit) -> None:
+        for offset in message.freed:
+            self._arena.free(offset)
+        batch = self._running.get(message.batch)
+        if batch is not None:
+            for _ in range(message.steps):
+                batch.releases.popleft()()
 
     # ------------------------------------------------------------------ to the service
 
@@ -165,9 +195,9 @@ class Channel:
         return self._send(frames.Prepared(batch.number))
 
     def row(self, batch: RemoteBatch, row: list[Any], release: Callable[[], object]) -> bool:
-        """One step of a stream."""
+        """One step of a stream; raises if it cannot be sent."""
         batch.releases.append(release)
-        return self._send(frames.Row(batch.number, self._packed(row)))
+        return self._send_values(lambda values: frames.Row(batch.number, values), row)
 
     def complete(self, batch: RemoteBatch, result: list[Any] | BaseException) -> bool:
         """The batch has ended."""
@@ -176,21 +206,34 @@ class Channel:
             self._send(frames.Poisoned(to_fields(poison).get("text") or str(poison)))
             _leave()
         del self._running[batch.number]
-        if isinstance(result, BaseException):
-            return self._send(frames.Done(batch.number, error=to_fields(result)))
-        return self._send(frames.Done(batch.number, self._packed(result)))
+        if isinstance(result, list):
+            try:
+                return self._send_values(lambda values: frames.Done(batch.number, values), result)
+            except Exception as error:  # noqa: BLE001 - such as no more shared memory
+                result = error
+        return self._send(frames.Done(batch.number, error=to_fields(result)))
 
     def listening(self) -> bool:
         """Always: without the service this process has ended."""
         return True
 
-    def _packed(self, values: list[Any]) -> Packed:
-        return pack(values, self._arena, by_value=self._by_value)
+    def _send_values(self, message: Callable[[Packed], frames.Message], values: list[Any]) -> bool:
+        packed = pack(values, self._arena, by_value=self._by_value)
+        try:
+            frame = frames.encode(message(packed))
+        except frames.ProtocolError:
+            for offset in packed.freed:
+                self._arena.free(offset)
+            raise
+        return self._send_frame(frame)
 
     def _send(self, message: frames.Message) -> bool:
-        with self._lock:
+        return self._send_frame(frames.encode(message))
+
+    def _send_frame(self, frame: bytearray) -> bool:
+        with self._sending:
             try:
-                frames.send(self._socket, message)
+                self._socket.sendall(frame)
             except OSError:
                 _leave()
         return True
@@ -198,6 +241,16 @@ class Channel:
 
 def _poisoned(thing: object) -> bool:
     return isinstance(thing, BaseException) and is_poison(thing)
+
+
+def _exit() -> NoReturn:
+    """What an interpreter does at its end, but for taking its modules apart: with torch that takes a second."""
+    threading._shutdown()  # type: ignore[attr-defined]  # joins the user's threads, as multiprocessing has it done
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(0)
 
 
 def _leave() -> NoReturn:

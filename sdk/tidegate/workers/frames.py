@@ -42,6 +42,9 @@ LARGEST = 64 << 20
 
 _LENGTH = struct.Struct("<I")
 
+# What is asked for is allocated first: more than this, and the allocator would ask the system for it every time.
+_READ = 64 * 1024
+
 
 class ProtocolError(Exception):
     """What came is no frame: somebody else wrote to the descriptor, or the two sides differ in version."""
@@ -201,7 +204,7 @@ def receive(sock: socket.socket, reader: FrameReader) -> list[Message]:
     """Wait for messages on a blocking socket: at least one, or none at all when the other side has gone."""
     while True:
         try:
-            data = sock.recv(1 << 18)
+            data = sock.recv(_READ)
         except ConnectionError:  # it went with something of ours unread
             return []
         if not data:

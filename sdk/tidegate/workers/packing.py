@@ -7,39 +7,44 @@ asked to copy, and is valid until the block is freed.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from tidegate.collate import group_of
 from tidegate.media import EncodeError
 from tidegate.portable import Fields, from_fields, to_fields
 from tidegate.sentinels import Sentinel
 from tidegate.workers.pickling import Pickled, loads
 from tidegate.workers.shared_memory import ALIGNMENT, Arena, Segment
 from tidegate.workers.stacking import (
+    BYTES,
     SCALARS,
     TENSORS,
     Column,
     Form,
     Source,
     column_of,
+    holds_arrays,
     read_items,
     read_stacked,
     rows,
     stacked,
     take_apart,
 )
-from tidegate_batching import TidegateError
+from tidegate_batching import HandlerError, TidegateError
 
 __all__ = ["Packed", "Unpacked", "pack", "unpack"]
 
 INLINE = 8 * 1024
 """Bytes up to which a batch travels in its frame: giving a block back takes longer than copying so few twice more."""
 
-WHOLE: Form = ("column", 0)
+_SPECIAL = (BaseException, Sentinel)
+# Numbers for short, and those whose pickling asks nobody.
+_ATOMS = frozenset({bool, float, int, type(None)})
+_WHOLE: Form = ("column", 0)
 
 
 class Packed(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -54,7 +59,7 @@ class Packed(msgspec.Struct, array_like=True, frozen=True, gc=False):
     inline: bytearray | None = None
     columns: list[Column] = []
     dim: int | None = None
-    pickled: tuple[int, int] | None = None
+    pickled: list[tuple[int, int]] = []
     buffers: list[tuple[int, int]] = []
     special: dict[int, Fields | str] = {}
     tensors: bool = False
@@ -129,89 +134,110 @@ def pack(
     the values stay in their places. Raises SharedMemoryFull.
     """
     special: dict[int, Fields | str] = {}
-    ordinary = values
-    if any(issubclass(kind, (BaseException, Sentinel)) for kind in set(map(type, values))):
-        for place, value in enumerate(values):
-            if isinstance(value, Sentinel):
-                special[place] = value.value
-            elif isinstance(value, BaseException):
-                special[place] = to_fields(value)
-        ordinary = [value for place, value in enumerate(values) if place not in special]
+    ordinary = values if isinstance(values, list) else list(values)
+    kinds = set(map(type, ordinary))
+    for kind in kinds:
+        if issubclass(kind, _SPECIAL):
+            special = {place: _told(value) for place, value in enumerate(values) if isinstance(value, _SPECIAL)}
+            ordinary = [value for place, value in enumerate(values) if place not in special]
+            kinds = set(map(type, ordinary))
+            break
     if not ordinary:
         return Packed(len(values), special=special)
-    writer = _Writer(len(values), arena, stack_dim, by_value)
+    if kinds <= _ATOMS and len(stream := pickle.dumps(ordinary, 5)) <= INLINE:
+        return Packed(len(values), None, bytearray(stream), [], stack_dim, [(0, len(stream))], [], special)
+    writer = _Writer(len(values), arena, stack_dim, special)
     try:
-        return writer.stacked(ordinary, special) or writer.pickled(ordinary, special)
+        if (source := column_of(ordinary, kinds, stack_dim or 0)) is not None:
+            return writer.write([source], None)
+        if len(kinds) == 1 and holds_arrays(ordinary[0]):
+            sources: list[Source] = []
+            form = take_apart(ordinary, stack_dim or 0, sources)
+            if form is not None:
+                return writer.write(sources, Pickled(form, by_value=by_value))
+        return writer.write([], Pickled(ordinary, by_value=by_value))
     except MemoryError:
         raise
     except Exception:  # noqa: BLE001 - which of them it was that cannot be sent is found out now
-        places = [place for place in range(len(values)) if place not in special]
-        kept = []
-        for place, value in zip(places, ordinary, strict=True):
-            reason = _cannot_send(value, by_value)
-            if reason is None:
-                kept.append(value)
-            else:
-                special[place] = to_fields(unsendable(reason))
-        return writer.pickled(kept, special) if kept else Packed(len(values), special=special)
+        kept: list[Any] = []
+        for place, value in enumerate(values):
+            if place not in special:
+                reason = _why_not(value, by_value)
+                if reason is None:
+                    kept.append(value)
+                else:
+                    special[place] = to_fields(unsendable(reason))
+    try:
+        return writer.write([], Pickled(kept, by_value=by_value))
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - each alone, but not all together: they are told all alike
+        fields = to_fields(unsendable(f"cannot send these values between processes: {HandlerError.wrap(error).detail}"))
+        return Packed(len(values), special={place: special.get(place, fields) for place in range(len(values))})
+
+
+def _told(value: Any) -> Fields | str:
+    """What stands in the place of a value, as plain data."""
+    if isinstance(value, Sentinel):
+        name: str = value.value
+        return name
+    return to_fields(value)
 
 
 class _Writer:
     """Lays one batch out and writes it."""
 
-    def __init__(self, size: int, arena: Arena, dim: int | None, by_value: bool) -> None:
+    __slots__ = ("_arena", "_dim", "_size", "_special")
+
+    def __init__(self, size: int, arena: Arena, dim: int | None, special: dict[int, Fields | str]) -> None:
         self._size = size
         self._arena = arena
         self._dim = dim
-        self._by_value = by_value
+        self._special = special
 
-    def stacked(self, values: Sequence[Any], special: dict[int, Fields | str]) -> Packed | None:
-        """The values as columns; None if they are not alike."""
-        axis = self._dim or 0
-        if (source := column_of(values, axis)) is not None:
-            return self._write([source], None, special)
-        if group_of(values[0]) is None:
-            return None
-        sources: list[Source] = []
-        form = take_apart(values, axis, sources)
-        return form and self._write(sources, Pickled(form, by_value=self._by_value), special)
-
-    def pickled(self, values: Sequence[Any], special: dict[int, Fields | str]) -> Packed:
-        """The values as they are, arrays apart."""
-        return self._write([], Pickled(list(values), by_value=self._by_value), special)
-
-    def _write(self, sources: list[Source], pickled: Pickled | None, special: dict[int, Fields | str]) -> Packed:
-        end = 0
-        places: list[tuple[int, int]] = []
+    def write(self, sources: Sequence[Source], pickled: Pickled | None) -> Packed:
+        """Columns first, then what is pickled and then its buffers, each aligned."""
+        if not sources and pickled is not None and not pickled.buffers and (end := pickled.nbytes) <= INLINE:
+            # The most frequent case after arrays, and one whose time is felt.
+            inline = bytearray().join(pickled.chunks)
+            return Packed(self._size, None, inline, [], self._dim, [(0, end)], [], self._special, pickled.tensors)
         parts = [source.nbytes for source in sources]
+        tensors = any(source.kind == TENSORS for source in sources)
         if pickled is not None:
-            parts += [pickled.nbytes, *(buffer.nbytes for buffer in pickled.buffers)]
+            parts += [pickled.nbytes, *[buffer.nbytes for buffer in pickled.buffers]]
+            tensors = tensors or pickled.tensors
+        places = []
+        end = 0
         for nbytes in parts:
             places.append((end, nbytes))
             end += -(-nbytes // ALIGNMENT) * ALIGNMENT
         end = sum(places[-1])
-        block = None if end <= INLINE else self._arena.allocate(end)
+        if end <= INLINE:
+            inline = bytearray(end)
+            columns, rest = _fill(sources, pickled, inline, 0, places)
+            return Packed(self._size, None, inline, columns, self._dim, rest[:1], rest[1:], self._special, tensors)
+        block = self._arena.allocate(end)
         try:
-            room, start = (bytearray(end), 0) if block is None else (self._arena.segment.buffer, block.offset)
-            columns = [source.write(room, start, offset) for source, (offset, _) in zip(sources, places, strict=False)]
-            rest = places[len(sources) :]
-            if pickled is not None:
-                _write_pickled(pickled, room, start, rest)
+            columns, rest = _fill(sources, pickled, self._arena.segment.buffer, block.offset, places)
         except BaseException:
-            if block is not None:
-                self._arena.free(block.offset)
+            self._arena.free(block.offset)
             raise
-        return Packed(
-            self._size,
-            block=None if block is None else (block.offset, block.size),
-            inline=room if block is None else None,
-            columns=columns,
-            dim=self._dim,
-            pickled=rest[0] if rest else None,
-            buffers=rest[1:],
-            special=special,
-            tensors=pickled is not None and pickled.tensors or any(source.kind == TENSORS for source in sources),
-        )
+        return Packed(self._size, block, None, columns, self._dim, rest[:1], rest[1:], self._special, tensors)
+
+
+Places = list[tuple[int, int]]
+
+
+def _fill(
+    sources: Sequence[Source], pickled: Pickled | None, room: Any, start: int, places: Places
+) -> tuple[list[Column], Places]:
+    """Write it all to where it belongs; the columns, and the places of the rest."""
+    columns = [source.write(room, start, place[0]) for source, place in zip(sources, places, strict=False)]
+    if pickled is None:
+        return columns, []
+    rest = places[len(sources) :]
+    _write_pickled(pickled, room, start, rest)
+    return columns, rest
 
 
 def _write_pickled(pickled: Pickled, room: Any, start: int, places: Sequence[tuple[int, int]]) -> None:
@@ -224,14 +250,14 @@ def _write_pickled(pickled: Pickled, room: Any, start: int, places: Sequence[tup
             view[start + offset : start + offset + nbytes] = buffer
 
 
-def _cannot_send(value: object, by_value: bool) -> str | None:
-    """Why a value cannot be pickled, if it cannot."""
+def _why_not(value: object, by_value: bool) -> str | None:
+    """Why a value cannot be sent, if it cannot."""
     try:
         Pickled(value, by_value=by_value)
     except Exception as error:  # noqa: BLE001 - a class of the user's may raise anything
         kind = type(value)
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-        return f"cannot send a value of type {name} between processes: {type(error).__name__}: {error}"
+        return f"cannot send a value of type {name} between processes: {HandlerError.wrap(error).detail}"
     return None
 
 
@@ -251,25 +277,24 @@ def unpack(packed: Packed, segment: Segment, *, copy: bool = False) -> Unpacked:
         start, size = packed.block
         segment.ensure(start + size)
         buffer = segment.buffer
-    else:
-        copy = False  # the frame is nobody else's
-    form, values = WHOLE, None
-    if packed.pickled is not None:
-        offset, nbytes = packed.pickled
+        if copy and (packed.buffers or any(column.kind != BYTES for column in packed.columns)):
+            # All at once, and not by NumPy, which would give up the GIL and wait for it again beside a busy thread.
+            with memoryview(buffer) as view:
+                buffer, start = bytearray(view[start : start + size]), 0
+    form: Form | None = _WHOLE if packed.columns else None
+    values: list[Any] | None = None if packed.columns else []
+    if packed.pickled:
+        ((offset, nbytes),) = packed.pickled
         buffers = [np.ndarray(length, np.uint8, buffer, start + place) for place, length in packed.buffers]
-        if copy:
-            buffers = [part.copy() for part in buffers]
         try:
             loaded = loads(memoryview(buffer)[start + offset : start + offset + nbytes], buffers)
         except Exception as error:
             raise TypeError(
-                f"the batch's values cannot be made again in this process: {type(error).__name__}: {error}; "
+                f"the batch's values cannot be made again in this process: {HandlerError.wrap(error).detail}; "
                 "define their classes in a module that both processes import"
             ) from error
         form, values = (loaded, None) if packed.columns else (None, loaded)
-    elif not packed.columns:
-        form, values = None, []
-    wholes = [read_stacked(column, buffer, start, copy=copy) for column in packed.columns]
+    wholes = [read_stacked(column, buffer, start) for column in packed.columns]
     return Unpacked(packed, form, wholes, values)
 
 

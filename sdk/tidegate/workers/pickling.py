@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tidegate.workers.struct_pickling import is_struct_class, reduce_struct_class
+
 __all__ = ["PLAIN_TENSORS", "Pickled", "as_tensor", "by_value_pickler", "loads"]
 
 OUT_OF_BAND = 2048
@@ -35,10 +37,10 @@ class Pickled:
         self.chunks = _Chunks()
         self.buffers: list[memoryview] = []
         self.tensors = False
-        own: dict[type, Any] = {np.ndarray: _reduce_array, np.memmap: _reduce_array}
+        own = _ARRAYS
         torch = sys.modules.get("torch")
         if torch is not None:
-            own |= {torch.Tensor: self._reduce_tensor, torch.nn.Parameter: self._reduce_tensor}
+            own = {**own, torch.Tensor: self._reduce_tensor, torch.nn.Parameter: self._reduce_tensor}
         if by_value:
             pickler: Any = by_value_pickler()(self.chunks, protocol=5, buffer_callback=self._keep)
             pickler.own = own
@@ -75,14 +77,22 @@ class Pickled:
 @functools.cache
 def by_value_pickler() -> Any:
     """A class of picklers that send what cannot be imported elsewhere; `own` are reducers by exact type."""
-    import cloudpickle  # slow to load, and rarely needed
+    import cloudpickle  # type: ignore[import-untyped]  # slow to load, and rarely needed
 
     class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # it says nothing of its types
         own: Mapping[type, Any] = {}
 
         def reducer_override(self, value: Any) -> Any:
             reduce = self.own.get(type(value))
-            return reduce(value) if reduce is not None else super().reducer_override(value)
+            if reduce is not None:
+                return reduce(value)
+            reduced = super().reducer_override(value)
+            if isinstance(value, type) and isinstance(reduced, tuple) and len(reduced) > 2:
+                if is_struct_class(value):
+                    return reduce_struct_class(value)
+                # What msgspec notes on a class that it has seen is for its own process.
+                reduced[2][0].pop("__msgspec_cache__", None)
+            return reduced
 
     return ByValuePickler
 
@@ -104,11 +114,14 @@ def _reduce_array(array: Any) -> Any:
         return np.asarray(array).__reduce_ex__(5)
     if array.nbytes < OUT_OF_BAND and flags.writeable and flags.forc and type(array) is np.ndarray:
         return array.__reduce_ex__(5)
-    order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
+    order: Any = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
     # `ravel` copies only what lies scattered.
-    data = np.asarray(array).ravel(order).view(np.uint8)
+    data: Any = np.asarray(array).ravel(order).view(np.uint8)
     dtype = array.dtype.str if array.dtype.isbuiltin == 1 else array.dtype
     return _array, (pickle.PickleBuffer(data), dtype, array.shape, order)
+
+
+_ARRAYS: dict[type, Any] = {np.ndarray: _reduce_array, np.memmap: _reduce_array}
 
 
 def _array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import socket
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -13,21 +11,16 @@ from tidegate.handler import Handler
 from tidegate.portable import from_fields
 from tidegate.workers import frames
 from tidegate.workers.delivery import Delivery
+from tidegate.workers.link import Link
 from tidegate.workers.packing import Packed, pack, unpack
 from tidegate.workers.protocol import SetupArgument
 from tidegate.workers.reference import Reference
 from tidegate.workers.run_timer import RunTimer
 from tidegate.workers.runner import STEPS_AHEAD, overlaps
-from tidegate.workers.shared_memory import Arena, Segment
-from tidegate.workers.spawn import Child
+from tidegate.workers.shared_memory import Arena
 from tidegate_batching import Batch, InvalidInput, RunTimeout, TidegateError, WorkerDied
 
 __all__ = ["ProcessWorker"]
-
-log = logging.getLogger("tidegate.worker")
-
-LAST_WORDS = 0.1
-"""Seconds after the end of a process in which the rest of what it said is read."""
 
 EXIT_TIMEOUT = 5.0
 """Seconds between a worker's last word and the end of its process: a library's threads may want to be joined."""
@@ -61,11 +54,10 @@ class ProcessWorker:
         stackable = handler.batched and options.batch is None and options.decode_request is None
         self._stack_dim = options.dims[0] if stackable else None
         self._loop = asyncio.get_running_loop()
+        self._link = Link(self._heard, self._link_ended)
         self._ready: asyncio.Future[None] = self._loop.create_future()
-        self._ended = asyncio.Event()
-        self._died: Callable[[TidegateError], None] = lambda error: None
-        self._verdict: TidegateError | None = None
-        self._stopping = False
+        self._end: asyncio.Future[TidegateError] = self._loop.create_future()
+        self._died: Callable[[TidegateError], None] = _nobody
         self._batches: dict[int, tuple[Batch, list[int]]] = {}  # with the blocks that hold their values
         self._numbers: dict[Batch, int] = {}
         self._steps: dict[int, int] = {}  # of streams, delivered and not yet told
@@ -73,39 +65,26 @@ class ProcessWorker:
         self._freed: list[int] = []
         self._delivery = Delivery(batched=handler.batched)
         self._timer = RunTimer(options.max_run_time, self._outlived)
-        self._child: Child | None = None
-        self._batch_pipe: asyncio.Transport | None = None
-        self._control_pipe: asyncio.Transport | None = None
-        self._segments: list[Segment] = []
 
     # ------------------------------------------------------------------ lifetime
 
-    async def start(self, died: Callable[[TidegateError], None] = lambda error: None) -> None:
+    async def start(self, died: Callable[[TidegateError], None]) -> None:
         """Start the process and wait until the handler is set up; raises what `setup` raises, as a HandlerError."""
+        await self._link.open(f"tidegate-{self._handler.name}", self._environment)
+        self.pid = self._link.pid
+        self._arena, self._outbox = Arena(self._link.inbox), self._link.outbox
+        self._link.send(frames.Start(self._reference, self._device))
+        await asyncio.wait([self._ready, self._end], return_when=asyncio.FIRST_COMPLETED)
+        if self._ready.done():
+            self._ready.result()
+        if self._end.done():
+            raise self._end.result()
         self._died = died
-        inbox, outbox = Segment.create(), Segment.create()
-        self._segments = [inbox, outbox]
-        self._arena = Arena(inbox)
-        self._outbox = outbox
-        batches, its_batches = socket.socketpair()
-        control, its_control = socket.socketpair()
-        try:
-            theirs = (its_batches.fileno(), its_control.fileno(), inbox.fd, outbox.fd)
-            self._child = Child(f"tidegate-{self._handler.name}", theirs, self._environment, self._child_ended)
-        finally:
-            its_batches.close()
-            its_control.close()
-        self.pid = self._child.pid
-        self._batch_pipe, _ = await self._loop.create_unix_connection(partial(_Pipe, self), sock=batches)
-        self._control_pipe, _ = await self._loop.create_unix_connection(asyncio.Protocol, sock=control)
-        self._batch_pipe.write(frames.encode(frames.Start(self._reference, self._device)))
-        await self._ready
 
     def run(self, batch: Batch) -> None:
-        """Begin a batch; its result is reported in the event loop."""
-        pipe = self._batch_pipe
-        if pipe is None or pipe.is_closing():
-            return  # it has died, and what was begun is retried when that is known
+        """Begin a batch; its result is reported in the event loop. One that dies first is retried elsewhere."""
+        if self._link.closed:
+            return
         values = pack(
             batch.values,
             self._arena,
@@ -113,11 +92,16 @@ class ProcessWorker:
             by_value=self._reference.by_value,
             unsendable=InvalidInput,
         )
+        try:
+            self._link.send(_message(self._sent + 1, batch, values, self._freed))
+        except frames.ProtocolError:
+            for offset in values.freed:
+                self._arena.free(offset)
+            raise
         self._sent = number = self._sent + 1
+        self._freed = []
         self._batches[number] = (batch, values.freed)
         self._numbers[batch] = number
-        pipe.write(frames.encode(_message(number, batch, values, self._freed)))
-        self._freed = []
         self._timer.begin(batch)
         if self.prefetch and not self._says_prepared:
             self._loop.call_soon(batch.prepared)
@@ -125,73 +109,37 @@ class ProcessWorker:
     def cancel(self, batch: Batch, index: int) -> None:
         """Tell the running function that nobody waits for this item any more."""
         number = self._numbers.get(batch)
-        if number is not None and self._control_pipe is not None:
-            self._control_pipe.write(frames.encode(frames.Cancel(number, index)))
+        if number is not None:
+            self._link.send_at_once(frames.Cancel(number, index))
 
     async def stop(self) -> None:
-        """Finish what was begun, tear down and end the process."""
-        self._stopping = True
-        if self._batch_pipe is not None and not self._ended.is_set():
-            self._batch_pipe.write(frames.encode(frames.Stop()))
-            await self._ended.wait()
+        """Finish what was begun, tear down and end the process; of a killed one only the end is waited for."""
+        self._died = _nobody
+        if self.pid:
+            self._link.send(frames.Stop())
+            await asyncio.wait([self._end])
 
     def kill(self) -> None:
         """End the process now."""
-        self._stopping = True
+        self._died = _nobody
         self._timer.stop()
-        if self._child is not None:
-            self._child.kill()
+        self._link.end()
 
     # ------------------------------------------------------------------ deaths
 
     def _outlived(self, limit: float) -> None:
-        self._condemn(RunTimeout(limit))
+        self._link.end(RunTimeout(limit))
 
-    def _condemn(self, verdict: TidegateError) -> None:
-        """End the process, and say why it had to."""
-        self._verdict = self._verdict or verdict
-        if self._child is not None:
-            self._child.kill()
-
-    def _child_ended(self) -> None:
-        """The process has ended and is reaped. What it said last may not have been read yet."""
-        assert self._batch_pipe is not None
-        if self._batch_pipe.is_closing():
-            self._bury()
-        else:
-            # A process that it started may hold the socket open.
-            self._loop.call_later(LAST_WORDS, self._bury)
-
-    def pipe_closed(self) -> None:
-        """Everything that it said has been read."""
-        if self._child is not None and self._child.returncode is None:
-            self._child.kill()  # if it has not ended by itself: there is no way to speak to it
-        else:
-            self._bury()
-
-    def _bury(self) -> None:
-        if self._ended.is_set():
-            return
-        for pipe in (self._batch_pipe, self._control_pipe):
-            if pipe is not None:
-                pipe.abort()
+    def _link_ended(self, error: TidegateError) -> None:
         self._timer.stop()
-        for segment in self._segments:
-            segment.close()
         self._batches.clear()
         self._numbers.clear()
-        self._ended.set()
-        assert self._child is not None
-        error = self._verdict or WorkerDied(f"the worker's process {self._child.describe_end()}")
-        if not self._ready.done():
-            self._ready.set_exception(error)
-        elif not self._stopping:
-            self._died(error)
+        self._end.set_result(error)
+        self._died(error)
 
     # ------------------------------------------------------------------ what the process says
 
-    def received(self, message: frames.Message) -> None:
-        """One message from the process."""
+    def _heard(self, message: frames.Message) -> None:
         match message:
             case frames.Done():
                 self._done(message)
@@ -203,12 +151,13 @@ class ProcessWorker:
                 self._ready.set_result(None)
             case frames.Failed():
                 self._ready.set_exception(from_fields(message.error))
+                self._ready.exception()  # whoever waited for it may have gone
             case frames.Poisoned():
-                self._condemn(WorkerDied(f"the GPU's context was lost: {message.reason}"))
+                self._link.end(WorkerDied(f"the GPU's context was lost: {message.reason}"))
             case frames.Ended():
-                self._loop.call_later(EXIT_TIMEOUT, self._condemn, WorkerDied("the process did not end"))
+                self._loop.call_later(EXIT_TIMEOUT, self._link.end, WorkerDied("the process did not end"))
             case _:
-                self._condemn(WorkerDied(f"the worker's process sent {type(message).__name__}"))
+                self._link.end(WorkerDied(f"the worker's process sent {type(message).__name__}"))
 
     def _done(self, message: frames.Done) -> None:
         batch, blocks = self._batches.pop(message.batch)
@@ -243,37 +192,27 @@ class ProcessWorker:
 
     def _release(self, number: int) -> None:
         """The stream may make a step more; said for several at a time."""
-        if number not in self._batches or self._control_pipe is None:
+        if number not in self._batches:
             return
         steps = self._steps[number] = self._steps.get(number, 0) + 1
         if steps == STEPS_AHEAD // 4:
-            self._control_pipe.write(frames.encode(frames.Credit(number, steps, self._freed)))
+            self._link.send_at_once(frames.Credit(number, steps, self._freed))
             self._freed = []
             del self._steps[number]
 
 
-class _Pipe(asyncio.Protocol):
-    """Bytes from the process, as messages to its worker."""
-
-    def __init__(self, worker: ProcessWorker) -> None:
-        self._worker = worker
-        self._reader = frames.FrameReader()
-
-    def data_received(self, data: bytes) -> None:
-        for message in self._reader.feed(data):
-            self._worker.received(message)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._worker.pipe_closed()
+def _nobody(error: TidegateError) -> None:
+    """Nobody is to be told of its end: it is only just being started, or has been asked to end."""
 
 
 def _message(number: int, batch: Batch, values: Packed, freed: list[int]) -> frames.Run:
     infos = [item.info for item in batch.items]
+    told = any(infos)
     return frames.Run(
         number,
         values,
-        [info.request_id for info in infos] if all(infos) else [],
+        [info.request_id if info else "" for info in infos] if told else [],
         [item.deadline for item in batch.items],
-        [dict(info.headers) for info in infos] if any(info and info.headers for info in infos) else [],
+        [dict(info.headers) if info else {} for info in infos] if told and any(i and i.headers for i in infos) else [],
         freed,
     )

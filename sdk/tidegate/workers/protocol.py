@@ -34,7 +34,10 @@ class Worker(Protocol):
     def completed(self) -> int: ...
 
     async def start(self, died: Callable[[TidegateError], None]) -> None:
-        """Ready when it returns; raises what `setup` raises. `died` is called once, with what killed it."""
+        """Ready when it returns; raises what `setup` raises.
+
+        `died` is called at most once, with what killed it, after this has returned and before `stop` or `kill`.
+        """
 
     def run(self, batch: Batch) -> None:
         """Begin a batch."""
@@ -43,10 +46,10 @@ class Worker(Protocol):
         """Nobody waits for this item of a running batch any more."""
 
     async def stop(self) -> None:
-        """Finish what was begun, tear down, end."""
+        """Finish what was begun, tear down, end; of one that was killed, is dead or never ready only the end is waited for."""
 
     def kill(self) -> None:
-        """End now, whatever runs."""
+        """End now, whatever runs; a thread is left to itself."""
 
 
 def describe_devices(device: SetupArgument) -> str:

@@ -93,7 +93,7 @@ def reference_to(handler: Handler[..., Any], changes: Mapping[str, Any] | None =
 
     changes: arguments of `serve` to change there; those in which the handler differs from its variable are found here.
     """
-    place = {"path": [entry or os.getcwd() for entry in sys.path], "argv": list(sys.argv)}
+    place: dict[str, Any] = {"path": [entry or os.getcwd() for entry in sys.path], "argv": list(sys.argv)}
     for module, variable, value in _variables(handler):
         differing = _differences(handler, handler_of(value))
         where = _where(module)
@@ -106,14 +106,17 @@ def reference_to(handler: Handler[..., Any], changes: Mapping[str, Any] | None =
 
 
 def _variables(handler: Handler[..., Any]) -> Iterator[tuple[str, str, Any]]:
-    """Module, name and value of every variable that holds the handler, then of those with its function."""
+    """Module, name and value of every variable that holds the handler, or one with its function.
+
+    Its function's own module comes first, and the main script last, which a worker would have to run again.
+    """
     home = getattr(handler.target, "__module__", "")
-    names = list(dict.fromkeys([home, "__main__", *sys.modules]))
-    found = []
-    for name in names:
+    names = [home, *(name for name in list(sys.modules) if name not in (home, MAIN, "__main__")), "__main__"]
+    for name in dict.fromkeys(names):
         module = sys.modules.get(name)
         if not isinstance(module, ModuleType):
             continue
+        alike = []
         for variable, value in list(vars(module).items()):
             # By its type: a proxy of somebody else's may raise anything if it is asked for its class.
             kind = type(value)
@@ -122,8 +125,8 @@ def _variables(handler: Handler[..., Any]) -> Iterator[tuple[str, str, Any]]:
             if handler_of(value) is handler:
                 yield name, variable, value
             elif handler_of(value).target is handler.target:
-                found.append((name, variable, value))
-    yield from found
+                alike.append((name, variable, value))
+        yield from alike
 
 
 def _differences(handler: Handler[..., Any], other: Handler[..., Any]) -> dict[str, Any] | None:
@@ -166,7 +169,7 @@ def _where_main(main: ModuleType) -> dict[str, Any] | None:
         return None
     spec = getattr(main, "__spec__", None)
     file = _file(main)
-    if spec is not None and spec.name != "__main__":
+    if spec is not None and spec.name not in ("__main__", MAIN):
         where: dict[str, Any] = {"module": spec.name, "main": True}
     elif file:
         where = {"file": file, "main": True}
@@ -198,8 +201,9 @@ def _importable(name: str, module: ModuleType) -> bool:
         return False
     file = vars(module).get("__file__")
     if file is None or spec.origin is None:  # a folder without an __init__.py
-        return file is None and list(spec.submodule_search_locations or ()) == list(vars(module).get("__path__", ()))
-    return os.path.realpath(spec.origin) == os.path.realpath(file)
+        folders = list(vars(module).get("__path__", ()))
+        return file is None and list(spec.submodule_search_locations or ()) == folders
+    return os.path.realpath(spec.origin) == os.path.realpath(str(file))
 
 
 def _find_spec(name: str, path: Any) -> ModuleSpec | None:

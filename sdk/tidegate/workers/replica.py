@@ -52,7 +52,9 @@ class Replica:
         self._restarts = 0
         self._fruitless = 0  # deaths in a row without a batch done
         self._slots: list[int] = []
+        self._early: TidegateError | None = None  # what the first worker died of before it was attached
         self._restarting: asyncio.Task[None] | None = None
+        self._leaving = False
         self.alive = True
 
     @property
@@ -77,42 +79,48 @@ class Replica:
         worker = self._worker
         for _ in range(worker.slots):
             self._slots.append(batcher.add_slot(worker.run, prefetch=worker.prefetch, abandon=worker.cancel))
+        if self._early is not None:
+            self._died(worker, self._early)
 
-    async def stop(self) -> None:
-        """Let the worker finish, tear down and end; one that never got ready is ended."""
-        self.end_restart()
-        ready, self._state = self._state == "ready", "lost"
-        if ready:
-            await self._worker.stop()
-        else:
-            self._worker.kill()
-
-    def kill(self) -> None:
-        """End the worker now."""
-        self.end_restart()
-        self._state = "lost"
-        self._worker.kill()
-
-    def end_restart(self) -> None:
+    def leave(self) -> None:
         """Replace nobody any more."""
+        self._leaving = True
         if self._restarting is not None:
             self._restarting.cancel()
-            self._restarting = None
+
+    async def stop(self) -> None:
+        """Let the worker finish, tear down and end; one that is not ready is ended."""
+        self.leave()
+        ready, self._state = self._state == "ready", "lost"
+        if not ready:
+            self._worker.kill()
+        await self._worker.stop()
+
+    async def kill(self) -> None:
+        """End the worker now."""
+        self.leave()
+        self._state = "lost"
+        self._worker.kill()
+        await self._worker.stop()
 
     # ------------------------------------------------------------------ deaths
 
     def _died(self, worker: Worker, error: TidegateError) -> None:
-        if worker is not self._worker or self._state != "ready" or not self._slots:
+        if worker is not self._worker or self._state != "ready":
+            return
+        if not self._slots:
+            self._early = error
             return
         log.error("handler %s: the worker on %s (process %d) is lost: %s", self._name, self._device, worker.pid, error)
         worker.kill()
-        self._state = "restarting" if worker.replaceable else "lost"
+        replaced = worker.replaceable and not self._leaving
+        self._state = "restarting" if replaced else "lost"
         for slot in self._slots:
-            self._batcher.lose_slot(slot, error, replaced=worker.replaceable)
-        if worker.replaceable:
+            self._batcher.lose_slot(slot, error, replaced=replaced)
+        if replaced:
             self._fruitless = 0 if worker.completed else self._fruitless + 1
             self._restarting = self._tasks.create_task(self._restart())
-        else:
+        elif not self._leaving:
             # Nothing but a new process helps against a thread that never returns, or a GPU context beyond repair.
             self.alive = False
             self._lost(error)
@@ -124,11 +132,12 @@ class Replica:
             worker = self._make()
             try:
                 await worker.start(partial(self._died, worker))
-            except asyncio.CancelledError:
+            except BaseException as error:
                 worker.kill()
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever setup raises
-                worker.kill()
+                # What it holds, memory of a GPU for one, must be free before the next wants it.
+                await worker.stop()
+                if not isinstance(error, Exception):
+                    raise
                 failed += 1
                 log.error(
                     "handler %s: start %d of a new worker on %s failed: %s", self._name, failed, self._device, error

@@ -6,9 +6,9 @@ Each direction between a service and a worker has a segment of its own. Whoever 
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
-import sys
 import threading
 from bisect import bisect_left
 from contextlib import suppress
@@ -16,15 +16,15 @@ from typing import NamedTuple
 
 from tidegate.workers.pinning import Pinned, pinned
 
-if sys.platform != "win32":
-    import fcntl
-
 __all__ = ["Arena", "Block", "Segment", "SharedMemoryFull"]
 
 ALIGNMENT = 64
 """Bytes: a cache line, and what the widest vector instructions like best."""
 
 FIRST_SIZE = 1 << 20
+
+IN_MEMORY = hasattr(os, "memfd_create")
+"""Linux has files that are memory alone; elsewhere they lie on a disk, unlinked."""
 
 _ZEROS = bytes(1 << 20)
 
@@ -84,7 +84,7 @@ class Segment:
         if size <= self.size:
             return
         try:
-            if sys.platform == "linux":
+            if IN_MEMORY:
                 os.ftruncate(self.fd, size)
             else:
                 # On a disk that is full this fails here, not when the memory is used.
@@ -265,7 +265,7 @@ class Arena:
 def _nameless_file() -> int:
     """A new file of no name, of which this process and those that inherit its descriptor know."""
     try:
-        if sys.platform == "linux":
+        if IN_MEMORY:
             fd = os.memfd_create("tidegate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             # The other side runs the user's code: whatever that does, memory that is there stays.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)

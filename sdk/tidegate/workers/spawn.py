@@ -86,8 +86,10 @@ class Child:
 
     def kill(self) -> None:
         """End it now; `ended` follows."""
-        with suppress(ProcessLookupError):
-            self._process.kill()
+        # Nobody else may reap it: until then its number is nobody else's.
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -108,9 +110,10 @@ class Child:
             asyncio.get_running_loop().remove_reader(self._watching)
             os.close(self._watching)
             self._watching = None
-        # What it started should end with it; what has to tidy up first, as multiprocessing's tracker, ignores this.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGTERM)
+        if self._process.returncode is None:
+            # What it started should end with it; what has to tidy up first, as multiprocessing's tracker, ignores this.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGTERM)
         self._process.wait()
         _living.discard(self)
         self._ended()

@@ -18,6 +18,7 @@ from tidegate.collate import group_of, is_tensor
 from tidegate.workers.pickling import PLAIN_TENSORS, as_tensor
 
 __all__ = [
+    "BYTES",
     "SCALARS",
     "TENSORS",
     "Column",
@@ -33,8 +34,10 @@ __all__ = [
 
 ARRAYS, TENSORS, SCALARS, BYTES = range(4)
 
-_JOINED = 64 * 1024
-"""Bytes up to which `bytes.join` beats NumPy, which looks at each array for longer than the copy takes."""
+_JOINED = 256 * 1024
+"""Bytes up to which copying them all twice takes less time than looking at each of them."""
+
+_FLAT = frozenset({bool, bytes, float, int, str, type(None)})
 
 _NUMBERS = frozenset("?bhilqBHILQefdgFDG")
 
@@ -80,7 +83,7 @@ def take_apart(values: Sequence[Any], dim: int, sources: list[Source]) -> Form |
     """The form of equal structures, their leaves added to `sources`; None if they are not equal, or hold no array."""
     first = values[0]
     if isinstance(first, np.ndarray) or is_tensor(first):
-        source = column_of(values, dim)
+        source = column_of(values, set(map(type, values)), dim)
         if source is None:
             return None
         sources.append(source)
@@ -102,9 +105,16 @@ def take_apart(values: Sequence[Any], dim: int, sources: list[Source]) -> Form |
     return None
 
 
-def column_of(values: Sequence[Any], dim: int) -> Source | None:
-    """The values as one column; None if they are not all of one kind, dtype and shape."""
-    kinds = set(map(type, values))
+def holds_arrays(value: Any) -> bool:
+    """Whether there is an array in a structure that could be taken apart; said faster than by `group_of`."""
+    if isinstance(value, (dict, tuple)):
+        leaves = value.values() if isinstance(value, dict) else value
+        return not _FLAT.issuperset(map(type, leaves)) and any(map(holds_arrays, leaves))
+    return isinstance(value, np.ndarray) or is_tensor(value)
+
+
+def column_of(values: Sequence[Any], kinds: set[type], dim: int) -> Source | None:
+    """The values, which are of these types, as one column; None if their dtypes or shapes differ."""
     if len(kinds) == 1:
         kind = next(iter(kinds))
         if kind is np.ndarray:
@@ -165,21 +175,15 @@ def _inserted(shape: tuple[int, ...], size: int, dim: int) -> tuple[int, ...]:
 
 
 def _write_arrays(source: Source, buffer: Any, offset: int) -> None:
-    values, shape, dim = source.values, source.shape, source.dim
-    if not dim and source.nbytes <= _JOINED:
+    values, dim = source.values, source.dim
+    if not dim:
         try:
-            joined = b"".join(values)
-        except (BufferError, ValueError):  # scattered in memory, or of a kind that buffers do not know
+            _write_bytes(source, buffer, offset)
+        except (BufferError, TypeError, ValueError):  # scattered in memory, or of a kind that buffers do not know
             pass
         else:
-            memoryview(buffer)[offset : offset + source.nbytes] = joined
             return
-    out: Any = np.ndarray(shape, source.dtype, buffer, offset)
-    if dim or len(shape) == 1:
-        np.stack(values, axis=dim, out=out)
-    else:
-        # The same, without a new axis on each of them first.
-        np.concatenate(values, out=out.reshape(shape[0] * shape[1], *shape[2:]))
+    np.stack(values, axis=dim, out=np.ndarray(source.shape, source.dtype, buffer, offset))
 
 
 def _write_tensors(source: Source, buffer: Any, offset: int) -> None:
@@ -202,13 +206,18 @@ def _write_scalars(source: Source, buffer: Any, offset: int) -> None:
 
 
 def _write_bytes(source: Source, buffer: Any, offset: int) -> None:
-    if source.nbytes <= _JOINED:
-        memoryview(buffer)[offset : offset + source.nbytes] = b"".join(source.values)
-        return
+    """One after the other, whatever they are as long as it is bytes.
+
+    The GIL is kept: NumPy would give it up once per item and wait for it again, 5 ms each beside a busy thread.
+    """
     with memoryview(buffer) as room:
+        if source.nbytes <= _JOINED:
+            room[offset : offset + source.nbytes] = b"".join(source.values)
+            return
         for value in source.values:
-            room[offset : offset + len(value)] = value
-            offset += len(value)
+            with memoryview(value) as whole, whole.cast("B") as flat:
+                room[offset : offset + len(flat)] = flat
+                offset += len(flat)
 
 
 _WRITE: dict[int, Callable[[Source, Any, int], None]] = {
@@ -222,18 +231,14 @@ _WRITE: dict[int, Callable[[Source, Any, int], None]] = {
 # ---------------------------------------------------------------------- reading
 
 
-def read_stacked(column: Column, buffer: Any, start: int, *, copy: bool) -> Any:
-    """All of a column: one array or tensor on the memory, or with `copy` outside of it."""
+def read_stacked(column: Column, buffer: Any, start: int) -> Any:
+    """All of a column, on the memory: one array or tensor, or a list of bytes."""
     offset = start + column.offset
     if column.kind == BYTES:
         return _read_bytes(column.shape, buffer, offset)
     if column.kind == TENSORS:
-        tensor = as_tensor(buffer, offset, column.dtype, column.shape)
-        if not copy:
-            return tensor
-        return tensor.clone() if is_tensor(tensor) else tensor.copy()
-    array: Any = np.ndarray(column.shape, column.dtype, buffer, offset)
-    return array.copy() if copy else array
+        return as_tensor(buffer, offset, column.dtype, column.shape)
+    return np.ndarray(column.shape, column.dtype, buffer, offset)
 
 
 def _read_bytes(lengths: Sequence[int], buffer: Any, offset: int) -> list[bytes]:

@@ -40,7 +40,8 @@ class ThreadWorker:
         self._loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[None] = self._loop.create_future()
         self._ended = asyncio.Event()
-        self._died: Callable[[TidegateError], None] = lambda error: None
+        self._left = False
+        self._died: Callable[[TidegateError], None] = _nobody
         self._timer = RunTimer(options.max_run_time, self._outlived)
         # A handler that never returns cannot be stopped; it must not keep the interpreter from exiting as well.
         name = f"tidegate-{handler.name}-{describe_devices(device)}"
@@ -61,14 +62,17 @@ class ThreadWorker:
         """Nothing to tell: the running function sees the item itself."""
 
     async def stop(self) -> None:
-        """Finish what was begun, tear down and end the thread."""
-        if self._thread.ident is not None:
+        """Finish what was begun, tear down and end the thread; one that was left behind is not waited for."""
+        if self._thread.ident is not None and not self._left:
             self._runner.begin(None)
             await self._ended.wait()
 
     def kill(self) -> None:
-        """A thread is left behind."""
+        """A thread cannot be ended: it is left behind, and nothing that it says is heard."""
+        self._left = True
+        self._died = _nobody
         self._timer.stop()
+        self._runner.begin(None)  # should it ever come back
 
     def _live(self) -> None:
         try:
@@ -77,7 +81,11 @@ class ThreadWorker:
             self._report(self._ended.set)
 
     def _outlived(self, limit: float) -> None:
-        self._died(RunTimeout(limit))
+        self._die(RunTimeout(limit))
+
+    def _die(self, error: TidegateError) -> None:
+        died, self._died = self._died, _nobody
+        died(error)
 
     # ------------------------------------------------------------------ what the runner says, from its threads
 
@@ -105,7 +113,7 @@ class ThreadWorker:
         self._timer.end(batch)
         self.completed += 1
         if isinstance(result, BaseException) and is_poison(result):
-            self._died(WorkerDied(f"the GPU's context is lost: {result}"))
+            self._die(WorkerDied(f"the GPU's context is lost: {result}"))
         batch.complete(result)
 
     def _settle_ready(self, error: BaseException | None) -> None:
@@ -124,3 +132,7 @@ class ThreadWorker:
     def _report(self, callback: Callable[..., Any], *args: Any) -> bool:
         """Call back in the event loop; False if that is closed and nobody waits any more."""
         return threadsafe(self._loop, callback)(*args)
+
+
+def _nobody(error: TidegateError) -> None:
+    """Nobody is to be told of its end."""
