@@ -262,17 +262,10 @@ async def test_an_app_that_runs_already_is_left_running() -> None:
         assert app.ready
 
 
-async def test_a_websocket_is_refused_and_what_is_unknown_is_an_error() -> None:
-    app = ASGI(App(double))
+async def test_a_scope_of_an_unknown_kind_is_an_error() -> None:
     server = Server(b"")
-    await app({"type": "websocket", "path": "/double", "headers": []}, server.receive, server.send)
-    assert server.sent == [{"type": "websocket.close", "code": 1000}]
-    server = Server(b"")
-    extensions: dict[str, Any] = {"websocket.http.response": {}}
-    await app({"type": "websocket", "extensions": extensions}, server.receive, server.send)
-    assert server.status == 404
     with pytest.raises(ValueError, match="carrier-pigeon"):
-        await app({"type": "carrier-pigeon"}, server.receive, server.send)
+        await ASGI(App(double))({"type": "carrier-pigeon"}, server.receive, server.send)
 
 
 async def test_options_come_from_the_environment_where_they_are_not_given(monkeypatch: pytest.MonkeyPatch) -> None:

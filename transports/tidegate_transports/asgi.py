@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from tidegate import App, Unavailable
@@ -17,6 +17,8 @@ from tidegate_transports.exchange import Exchange
 from tidegate_transports.http_options import HTTPOptions
 from tidegate_transports.lifetime import Lifetime
 from tidegate_transports.messages import Request, Response
+from tidegate_transports.websocket_asgi import websocket
+from tidegate_transports.websocket_handshake import WebSockets
 
 __all__ = ["ASGI", "Receive", "Scope", "Send", "mounted"]
 
@@ -35,23 +37,14 @@ SMALL = 64 * 1024
 
 
 class ASGI:
-    """The ASGI callable of one app.
+    """The ASGI callable of one app."""
 
-    websocket: what answers `websocket` scopes; without it they are refused with 404.
-    """
-
-    def __init__(
-        self,
-        app: App,
-        options: HTTPOptions | None = None,
-        *,
-        websocket: Callable[[Scope, Receive, Send], Awaitable[None]] | None = None,
-    ) -> None:
+    def __init__(self, app: App, options: HTTPOptions | None = None) -> None:
         self._app = app
         self._options = options or HTTPOptions()
         self._exchange = Exchange(app, self._options)
         self._lifetime = Lifetime(app)
-        self._websocket = websocket or _no_websocket
+        self._web_sockets = WebSockets(app, self._options)
         self._running: set[asyncio.Task[Any]] = set()
         self._is_over = False
 
@@ -61,7 +54,9 @@ class ASGI:
         if kind == "http":
             await self._http(scope, receive, send)
         elif kind == "websocket":
-            await self._websocket(scope, receive, send)
+            with suppress(Unavailable):  # the handshake then finds nobody ready
+                await self._lifetime.ensure(wait=True)
+            await websocket(self._web_sockets, scope, receive, send)
         elif kind == "lifespan":
             await self._lifespan(receive, send)
         else:
@@ -137,6 +132,7 @@ class ASGI:
 
     async def drain(self, until: float) -> None:
         """Wait for the requests in flight until `until` on the loop's clock, then cancel them."""
+        web_sockets = asyncio.create_task(self._web_sockets.drain())
         running = self._running - {asyncio.current_task()}
         while running:
             left = until - asyncio.get_running_loop().time()
@@ -147,8 +143,8 @@ class ASGI:
         self._is_over = True
         for task in running:
             task.cancel()
-        if running:
-            await asyncio.wait(running, timeout=LAST_WORDS)
+        await asyncio.wait({web_sockets, *running}, timeout=LAST_WORDS)
+        web_sockets.cancel()
 
     async def _cut_off(self, scope: Scope, head: Request, began: bool, send: Send) -> None:
         if began:
@@ -276,11 +272,3 @@ def mounted(app: App, **options: Any) -> ASGI:
     """An app's ASGI callable with these `HTTPOptions`, those of the environment where it is not told otherwise."""
     return ASGI(app, HTTPOptions.from_environment(os.environ, **options))
 
-
-async def _no_websocket(scope: Scope, receive: Receive, send: Send) -> None:
-    await receive()
-    if "websocket.http.response" in scope.get("extensions", {}):
-        await send({"type": "websocket.http.response.start", "status": 404, "headers": []})
-        await send({"type": "websocket.http.response.body", "body": b""})
-    else:
-        await send({"type": "websocket.close", "code": 1000})

@@ -19,7 +19,7 @@ from tidegate_transports.http_options import HTTPOptions
 from tidegate_transports.item_lines import holds_lines
 from tidegate_transports.messages import Parts, Request, Response
 from tidegate_transports.metrics import Tally
-from tidegate_transports.pages import PROBES, Pages
+from tidegate_transports.pages import OPEN, Pages
 from tidegate_transports.preferences import repeated
 from tidegate_transports.problems import Refusal, problem, request_id_of
 
@@ -99,7 +99,7 @@ class Exchange:
             asked = headers.get("access-control-request-method")
             if asked is not None:
                 return self._preflight(head)
-        if head.path in PROBES or self.keys.admit(headers):
+        if head.path in OPEN or self.keys.admit(headers):
             return None
         error = ', error="invalid_token"' if "authorization" in headers or "x-api-key" in headers else ""
         challenge = {"WWW-Authenticate": f'Bearer realm="tidegate"{error}'}

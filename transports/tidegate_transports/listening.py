@@ -56,7 +56,8 @@ def _bind(address: Address, *, shared: bool, backlog: int | None) -> list[socket
 def _bound(
     family: int, where: tuple[object, ...], address: Address, shared: bool, backlog: int | None
 ) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named, or asyncio does not see that it is TCP and leaves small writes to wait for each other.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -9,6 +9,7 @@ import msgspec
 
 from tidegate import App
 from tidegate.status import Overview
+from tidegate_transports.client_script import client_script
 from tidegate_transports.docs_page import docs_page
 from tidegate_transports.guards import PAGE_HEADERS
 from tidegate_transports.http_options import HTTPOptions
@@ -17,10 +18,13 @@ from tidegate_transports.metrics import Metrics
 from tidegate_transports.openapi import document
 from tidegate_transports.service_info import health, info, liveness, readiness
 
-__all__ = ["PROBES", "Pages"]
+__all__ = ["OPEN", "PROBES", "Pages"]
 
 PROBES = frozenset({"/health", "/healthz", "/livez", "/readyz"})
-"""Paths that need no key: orchestrators and load balancers have none."""
+"""Paths of orchestrators and load balancers."""
+
+OPEN = PROBES | {"/client.js"}
+"""Paths that need no key: who asks there has none, and they tell nothing that is worth one."""
 
 _UNCACHED = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -41,7 +45,7 @@ class Pages:
             "/readyz": lambda overview, _: _as_json(*readiness(handlers, overview)),
             "/info": lambda overview, _: _as_json(200, info(handlers, overview)),
         }
-        self._fixed: dict[str, Callable[[Request], Response]] = {"/openapi.json": self._openapi}
+        self._fixed: dict[str, Callable[[Request], Response]] = {"/openapi.json": self._openapi, "/client.js": _script}
         if options.docs:
             self._fixed["/docs"] = lambda _: self.docs(200)
         if options.metrics:
@@ -73,6 +77,10 @@ class Pages:
     def _written_metrics(self, overview: Overview, request: Request) -> Response:
         body, content_type = self._metrics.write(overview, request.headers.get("accept"))
         return Response(200, body, content_type, {**_UNCACHED, "Vary": "Accept"})
+
+
+def _script(_: Request) -> Response:
+    return Response(200, client_script(), "text/javascript; charset=utf-8", {"X-Content-Type-Options": "nosniff"})
 
 
 def _as_json(status: int, found: Mapping[str, Any]) -> Response:

@@ -88,7 +88,9 @@ class UvicornTransport(_ServerTransport):
         return uvicorn.Config(
             asgi,
             lifespan="off",
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=options.max_body,
+            ws_per_message_deflate=False,
             log_config=None,
             log_level="critical",
             access_log=False,
@@ -153,7 +155,7 @@ def _embedded_granian() -> Any:
             super().__init__(
                 asgi,
                 interface=Interfaces.ASGINL,
-                websockets=False,
+                websockets=True,
                 backlog=BACKLOG,
                 backpressure=options.max_connections,
                 http=HTTPModes.auto,

@@ -7,7 +7,7 @@ import errno
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -19,8 +19,10 @@ from rich.text import Text
 from tidegate.app import DRAIN_DELAY, App, serve_until_stopped
 from tidegate.cli.overrides import Change, handler_options, loaded_handlers, stop
 from tidegate.handler import Handler
+from tidegate.placement import cores
 from tidegate.service import DRAIN_TIMEOUT, SetupFailed
 from tidegate.transport import Transport, load_transport
+from tidegate_transports.fronts import FrontsTransport
 from tidegate_transports.logs import configure
 
 __all__ = ["serve"]
@@ -74,6 +76,14 @@ def _door_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="What reads the HTTP.",
 )
 @click.option(
+    "--http-processes",
+    default="1",
+    show_default=True,
+    metavar="N",
+    envvar="TIDEGATE_HTTP_PROCESSES",
+    help="Processes that read and write the HTTP, one batcher behind them; auto: the cores that the workers leave.",
+)
+@click.option(
     "--drain-delay",
     type=click.FloatRange(min=0),
     default=DRAIN_DELAY,
@@ -106,6 +116,7 @@ def serve(
     http: str | None,
     ws: str | None,
     server: str,
+    http_processes: str,
     drain_delay: float,
     drain_timeout: float,
     log_format: str,
@@ -123,7 +134,8 @@ def serve(
     handlers = loaded_handlers(targets, settings)
     configure(log_format)
     try:
-        doors: dict[str, Any] = {"http": _http_door(server, http or _default_address(), given)}
+        fronts = _front_count(http_processes, handlers)
+        doors: dict[str, Any] = {"http": _http_door(server, http or _default_address(), fronts, log_format, given)}
         if ws is not None:
             # The same keys, origins and limits: a second door must not be an open one.
             open_ws: Callable[..., Transport] = load_transport("ws")
@@ -141,12 +153,24 @@ def _default_address() -> str:
     return f"0.0.0.0:{port}" if port else "127.0.0.1:8000"
 
 
-def _http_door(server: str, address: str, given: dict[str, Any]) -> Transport:
+def _front_count(text: str, handlers: Sequence[Handler[..., Any]]) -> int:
+    """How many front ends: as given, or a process for each core that the workers and the hub leave."""
+    if text == "auto":
+        workers = sum(handler.options.workers_per_device for handler in handlers)
+        return max(1, cores() - workers - 1)
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--http-processes {text!r}: give a whole number, 1 or more, or auto")
+    return int(text)
+
+
+def _http_door(server: str, address: str, fronts: int, log_format: str, given: dict[str, Any]) -> Transport:
     """The door of that server; what is not given is left to the environment."""
     origins: tuple[str, ...] = given.pop("cors_origin")
     options: dict[str, Any] = {name: value for name, value in given.items() if not name.startswith("no_")}
     options |= {name: False for name in ("metrics", "docs") if given[f"no_{name}"]}
     options["cors_origins"] = origins or None
+    if fronts > 1:
+        return FrontsTransport(address, fronts, _SERVERS[server], log_format=log_format, **options)
     door: Callable[..., Transport] = load_transport(_SERVERS[server])
     return door(address, **options)
 
