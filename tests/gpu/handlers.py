@@ -26,7 +26,8 @@ def load_classifier(device: str) -> torch.nn.Module:
 @serve(max_batch_size=64, setup=load_classifier)
 def classify(model: torch.nn.Module, rows: Annotated[torch.Tensor, Array("float32", (WIDTH,))]) -> torch.Tensor:
     with torch.inference_mode():
-        return model(rows.to("cuda:0", non_blocking=True))
+        classes: torch.Tensor = model(rows.to("cuda:0", non_blocking=True))
+    return classes
 
 
 def load_table(device: str) -> torch.nn.Embedding:
@@ -36,7 +37,7 @@ def load_table(device: str) -> torch.nn.Embedding:
 
 @serve(max_batch_size=16, batch_timeout=0.2, setup=load_table)
 def look_up(table: torch.nn.Embedding, indices: Annotated[torch.Tensor, Array("int64", ())]) -> torch.Tensor:
-    found = table(indices.to("cuda:0"))
+    found: torch.Tensor = table(indices.to("cuda:0"))
     torch.cuda.synchronize()
     return found.detach()
 

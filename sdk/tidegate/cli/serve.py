@@ -8,7 +8,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import click
 from rich.console import Console
@@ -119,7 +119,7 @@ def serve(
     http_processes: str,
     drain_delay: float,
     drain_timeout: float,
-    log_format: str,
+    log_format: Literal["text", "json"],
     settings: list[Change],
     **given: Any,
 ) -> None:
