@@ -15,14 +15,19 @@ from typing import Any, Protocol
 import anyio
 import anyio.abc
 
-__all__ = ["Alarm", "Backend", "Waiter", "current_backend"]
+__all__ = ["Alarm", "Backend", "Recipient", "Waiter", "current_backend"]
 
 
-class Waiter(Protocol):
-    """Where one caller waits for one result."""
+class Recipient(Protocol):
+    """Who gets one result."""
 
     def done(self) -> bool: ...
     def set_result(self, result: Any, /) -> None: ...
+
+
+class Waiter(Recipient, Protocol):
+    """Where one caller waits for one result."""
+
     def __await__(self) -> Generator[Any, Any, Any]: ...
 
 

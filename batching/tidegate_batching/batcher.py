@@ -12,8 +12,8 @@ from typing import Any, Generic, Self, TypeVar
 import anyio
 import anyio.abc
 
-from tidegate_batching.backend import Alarm, Backend, Waiter, current_backend
-from tidegate_batching.errors import InvalidInput, TidegateError, from_foreign
+from tidegate_batching.backend import Alarm, Backend, Recipient, current_backend
+from tidegate_batching.errors import InvalidInput, Overloaded, TidegateError, from_foreign
 from tidegate_batching.item import Action, Dispatch, Item, Outcome
 from tidegate_batching.policy import Policy
 from tidegate_batching.scheduler import Scheduler
@@ -190,7 +190,7 @@ class Batcher(Generic[T, R]):
             raise outcome.error.with_traceback(None)
         return outcome.value
 
-    def post(self, item: Item, waiter: Waiter) -> None:
+    def post(self, item: Item, waiter: Recipient) -> None:
         """`run` without a coroutine, for who has thousands under way: `waiter.set_result(outcome)` is called once.
 
         From the loop, and from within this call if the item is refused. Who does not want to know any more says
@@ -203,6 +203,34 @@ class Batcher(Generic[T, R]):
             self._apply(actions)
         elif self._scheduler.due or item.deadline < self._alarm.when:
             self._alarm.set(self._scheduler.wake_at())
+
+    def offer(self, item: Item, waiter: Recipient, *, arrived_at: float | None = None) -> bool:
+        """`post` for a job, which waits where others are refused: False, and nobody is told, if the queue is full.
+
+        arrived_at: on the batcher's clock, if the item came earlier than now; `batch_timeout` counts from then.
+        """
+        item.waiter = waiter
+        actions = self._scheduler.submit(item, self._backend.now())
+        # Without a number it has not been let in, and why is all that is said.
+        if actions and not item.sequence and any(_is_full(action) for action in actions):
+            return False
+        self._recorder.submitted += 1
+        if arrived_at is not None:
+            item.arrived_at = arrived_at
+        if actions:
+            self._apply(actions)
+        elif self._scheduler.due or item.deadline < self._alarm.when:
+            self._alarm.set(self._scheduler.wake_at())
+        return True
+
+    def close(self) -> None:
+        """Nobody else will come: what waits goes now, full or not."""
+        self._apply(self._scheduler.close(self._backend.now()))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no worker, and none to come."""
+        return self._scheduler.is_over
 
     def withdraw(self, item: Item) -> None:
         """Take an item out again, wherever it is; nothing happens if it has been settled."""
@@ -229,7 +257,7 @@ class Batcher(Generic[T, R]):
         timeout: seconds after which the rest is answered with `Closed`; then the result is False.
         """
         self._closing = True
-        self._apply(self._scheduler.close(self._backend.now()))
+        self.close()
         with anyio.move_on_after(timeout):
             await self._drained.wait()
             return True
@@ -366,3 +394,7 @@ class Batcher(Generic[T, R]):
             self._starts[dispatch.slot](batch)
         except Exception as error:  # noqa: BLE001 - a worker that cannot start a batch fails that batch, not the rest
             batch.complete(error)
+
+
+def _is_full(action: Action) -> bool:
+    return not isinstance(action, Dispatch) and isinstance(action.outcome.error, Overloaded)

@@ -106,6 +106,11 @@ class Scheduler:
         """Closed, and everything that was in has been answered."""
         return self._closed and not self.waiting and all(slot.current is None for slot in self._slots.values())
 
+    @property
+    def is_over(self) -> bool:
+        """Every slot is lost for good."""
+        return bool(self._slots) and all(slot.gone for slot in self._slots.values())
+
     # ------------------------------------------------------------------ items
 
     def submit(self, item: Item, now: float) -> Sequence[Action]:
@@ -418,7 +423,8 @@ class Scheduler:
             size = min(lane.live, self._memory.cap)
             preparation = PREPARATION_MARGIN * self._preparation.predict(size * self._unit(lane)) + PREPARATION_SLACK
             at = slot.ends_at(self._service) - preparation
-            if at <= self._now:
+            # A full one gains nothing by waiting: nobody else can join it.
+            if at <= self._now or size == self._memory.cap:
                 self._dispatch_fresh(slot, actions)
             else:
                 self._decide_at = min(self._decide_at, at)

@@ -14,13 +14,14 @@ from typing import Any, Literal, Self
 from tidegate.context import RequestInfo
 from tidegate.devices import DeviceManager
 from tidegate.handler import Handler, handler_of
+from tidegate.intake import Intake
 from tidegate.options import RESERVED
 from tidegate.service import DRAIN_TIMEOUT, Answer, Service, SetupFailed
 from tidegate.status import DoorCounts, HandlerStatus, Overview
 from tidegate.transport import Transport, load_transport
 from tidegate.workers.spawn import kill_all, spawned
 from tidegate_batching import Item, Statistics, Stream
-from tidegate_batching.backend import Waiter
+from tidegate_batching.backend import Recipient
 
 __all__ = ["App", "run", "serve_until_stopped"]
 
@@ -72,7 +73,8 @@ class App:
         if not drain_timeout >= 0:
             raise ValueError(f"drain_timeout={drain_timeout!r}: give seconds, 0 or more")
         self.drain_timeout = drain_timeout
-        self.draining = False
+        self._draining = False
+        self.watchers: list[Callable[[], None]] = []  # called whenever `draining` is set
         self.failure: asyncio.Future[SetupFailed]
         self.counters: list[Callable[[], Awaitable[DoorCounts]]] = []  # doors add theirs
         # Loading finds a missing transport now and not after a minute of setup.
@@ -127,6 +129,17 @@ class App:
             self.failure.set_result(failure)
 
     # ------------------------------------------------------------------ how it is
+
+    @property
+    def draining(self) -> bool:
+        """Whether somebody has asked the app to stop; doors tell their callers to look elsewhere."""
+        return self._draining
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        self._draining = value
+        for watcher in self.watchers:
+            watcher()
 
     @property
     def ready(self) -> bool:
@@ -188,7 +201,7 @@ class App:
         self,
         name: str,
         value: Any,
-        waiter: Waiter,
+        waiter: Recipient,
         *,
         priority: int = 3,
         timeout: float | None = None,
@@ -230,6 +243,10 @@ class App:
     async def patient_call(self, name: str, value: Any, *, priority: int = 3, info: RequestInfo | None = None) -> Any:
         """`call` without a deadline, that waits where `call` would be refused: for jobs, not for people."""
         return await self._services[name].patient_call(value, priority=priority, info=info)
+
+    def intake(self, name: str) -> Intake:
+        """Where a job puts its items, of which it has millions."""
+        return self._services[name].intake()
 
     def window(self, name: str) -> int:
         """How many inputs a job should keep under way to keep this handler's workers busy."""

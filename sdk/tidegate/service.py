@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 
 from tidegate.context import RequestInfo
 from tidegate.handler import Handler
+from tidegate.intake import Intake
 from tidegate.placement import Placement
 from tidegate.status import HandlerStatus
 from tidegate.workers.process import ProcessWorker
@@ -21,7 +22,7 @@ from tidegate.workers.reference import reference_to
 from tidegate.workers.replica import Replica
 from tidegate.workers.thread import ThreadWorker
 from tidegate_batching import Batcher, HandlerError, Item, Overloaded, Statistics, Stream, TidegateError
-from tidegate_batching.backend import Waiter
+from tidegate_batching.backend import Recipient
 from tidegate_batching.errors import from_foreign
 
 log = logging.getLogger("tidegate.service")
@@ -179,7 +180,7 @@ class Service:
     def post(
         self,
         value: Any,
-        waiter: Waiter,
+        waiter: Recipient,
         *,
         priority: int = 3,
         timeout: float | None = None,
@@ -211,6 +212,10 @@ class Service:
                 if item.sequence:  # it was let in: the handler itself said so
                     raise
             await asyncio.sleep(0.005)
+
+    def intake(self) -> Intake:
+        """Where a job puts its items."""
+        return Intake(self._batcher, self.window)
 
     @property
     def window(self) -> int:

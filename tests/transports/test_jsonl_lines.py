@@ -11,12 +11,12 @@ from tidegate.codec import MalformedBody
 from tidegate_transports.jsonl_lines import (
     Bare,
     Layout,
-    LineTooLong,
     Splitter,
     custom_id_in,
     custom_id_of,
     failed_line,
     failed_number,
+    too_long,
 )
 
 BOM = b"\xef\xbb\xbf"
@@ -230,5 +230,5 @@ def test_a_line_without_an_id_has_none_and_no_json_is_told() -> None:
 
 
 def test_a_line_that_is_too_long_names_the_flag() -> None:
-    assert (LineTooLong(10).code, LineTooLong(10).status) == ("line-too-long", 413)
-    assert "--max-line" in LineTooLong(10).detail
+    assert "over 10 bytes" in too_long(10).detail
+    assert "--max-line" in too_long(10).detail

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tidegate import App, Handler, HTTPError, Unavailable, WorkerDied, current_batch, serve
+from tidegate_transports import jsonl_job, jsonl_pipes
 from tidegate_transports.jsonl_job import STALL, WINDOWS_WAITING
 from tidegate_transports.jsonlines import Ending, JSONLinesTransport, LineOptions, Report
 
@@ -156,7 +157,7 @@ async def test_every_line_has_its_answer_in_its_place_and_errors_say_which_line_
 async def test_a_line_over_the_limit_fails_and_its_neighbours_do_not() -> None:
     lines, _, pipe = await answered(inverse, b"1\n" + b" " * 5000 + b"2\n4\n", max_line=100)
     assert (lines[0], lines[2]) == (1.0, 0.25)
-    assert pipe.errors == [(2, "line-too-long")]
+    assert pipe.errors == [(2, "malformed-body")]
 
 
 async def test_an_input_that_never_came_is_answered_with_nothing() -> None:
@@ -282,6 +283,41 @@ async def test_what_is_taken_in_is_bounded_while_nothing_is_answered() -> None:
         pipe.end()
         for _ in range(20000):
             assert await pipe.line() == 1
+
+
+async def test_lines_that_are_long_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl_job, "MAX_BYTES", 10_000)
+    monkeypatch.setattr(jsonl_pipes, "CHUNK", 4096)  # what was read at once is taken in at once
+    held = Held()
+    async with piped(serve(max_batch_size=64, name="held")(held)) as pipe:
+        await pipe.send(b'"%s"\n' % (b"x" * 997) * 60)
+        await held.has_begun()  # with fewer than a batch: nothing more is taken in, so nothing more will come
+        assert 10 <= pipe.door.report().last_line <= 16
+        held.gate.release(100)
+        pipe.end()
+        await pipe.door.finished()
+        assert len(await pipe.lines()) == 60
+
+
+async def test_what_nobody_reads_is_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl_pipes, "MAX_BACKLOG", 100_000)
+
+    @serve(max_batch_size=4)
+    def large(x: list[int]) -> list[str]:
+        return ["x" * 10_000 for _ in x]
+
+    async with piped(large) as pipe:
+        await pipe.send(b"1\n" * 1000)
+        pipe.end()
+        await pipe.line()
+        before = -1
+        while pipe.door.report().last_line != before:
+            before = pipe.door.report().last_line
+            await asyncio.sleep(0.1)  # that nothing happens can only be waited for
+        assert before < 300
+        for _ in range(999):
+            assert len(await pipe.line()) == 10_000
+        assert (await pipe.door.finished()).answered == 1000
 
 
 async def test_a_queue_that_is_full_makes_lines_wait_and_refuses_none() -> None:

@@ -12,8 +12,7 @@ from tidegate import App
 from tidegate_batching import Closed, TidegateError, Unavailable
 from tidegate_batching.errors import from_foreign
 from tidegate_transports.jsonl_entries import Chunks, Entry
-from tidegate_transports.jsonl_intake import Intake
-from tidegate_transports.jsonl_lines import Bare, Layout, LineTooLong, Splitter
+from tidegate_transports.jsonl_lines import Bare, Layout, Splitter, too_long
 from tidegate_transports.jsonl_options import Ending, LineOptions, Report
 from tidegate_transports.jsonl_pipes import Reader, Writer
 from tidegate_transports.reorder import Reorder
@@ -60,7 +59,7 @@ class Job:
         self._on_error = on_error
         self._layout = Layout(options.input_field, options.output_field)
         self._splitter = Splitter(options.max_line)
-        self._intake = Intake(app, name)
+        self._intake = app.intake(name)
         self._gather = min(self._intake.batch_size, self._intake.window) if options.gather else 1
         self._order = Reorder(ordered=options.ordered)
         self._chunks: deque[bytes] = deque()  # read, and not looked at yet
@@ -209,7 +208,7 @@ class Job:
 
     def _room(self) -> int:
         """Lines that may be taken in now."""
-        if self._bytes >= MAX_BYTES or self._writer.full:
+        if self._bytes >= MAX_BYTES:
             return 0
         window = self._intake.window
         under_way = window - self._under_way - len(self._held)
@@ -247,7 +246,7 @@ class Job:
         answer, nbytes = _BARE, 0 if line is None else len(line)
         try:
             if line is None:
-                raise LineTooLong(self._options.max_line)
+                raise too_long(self._options.max_line)
             answer, body = self._layout.read(line)
             value = self._handler.codec.decode_json(body)
         except Exception as error:  # noqa: BLE001 - decoding may run the user's own classes
@@ -302,7 +301,7 @@ class Job:
             entry, value = self._held[0]
             try:
                 is_in = self._intake.put(
-                    value, entry, arrived_at=self._took_at, nbytes=entry.nbytes, timeout=self._options.timeout
+                    value, entry, entry, arrived_at=self._took_at, nbytes=entry.nbytes, timeout=self._options.timeout
                 )
             except TidegateError as error:
                 self._answer(entry, self._failure(entry, error))

@@ -18,12 +18,12 @@ __all__ = [
     "Bare",
     "Enveloped",
     "Layout",
-    "LineTooLong",
     "Splitter",
     "custom_id_in",
     "custom_id_of",
     "failed_line",
     "failed_number",
+    "too_long",
 ]
 
 _BOM = b"\xef\xbb\xbf"
@@ -31,14 +31,9 @@ _MAX_MESSAGE = 2000
 _SIGN_OF_FAILURE = b'"error":{"code":'
 
 
-class LineTooLong(InvalidInput):
-    """A line is longer than is read."""
-
-    code = "line-too-long"
-    status = 413
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the line is over {limit} bytes: raise the limit with --max-line")
+def too_long(limit: int) -> MalformedBody:
+    """What is said of a line that is longer than is read."""
+    return MalformedBody(f"the line is over {limit} bytes: raise the limit with --max-line")
 
 
 # ---------------------------------------------------------------------- bytes to lines

@@ -129,7 +129,7 @@ def test_values_reach_options_in_the_type_that_they_take() -> None:
     ]
     (changed,) = apply_overrides([square], settings)
     options = changed.options
-    assert (options.batch_dim, options.forward_headers, options.devices) == ((0, 1), ("x-tenant",), [0, 1])
+    assert (options.batch_dim, options.forward_headers, list(options.devices)) == ((0, 1), ("x-tenant",), [0, 1])
 
 
 # ---------------------------------------------------------------------- what does not fit
