@@ -49,7 +49,7 @@ MUTANTS = [
     Mutant("timers are believed punctual", "scheduler", " + PUNCTUALITY\n", "\n"),
     Mutant("the last group goes first", "scheduler", "lane.head().key < best[0]", "lane.head().key > best[0]"),
     Mutant("a full group waits for its window", "scheduler", "lane.live >= limit or", "False or"),
-    Mutant("the next batch is sent ahead at once", "scheduler", "if at <= self._now:", "if True:"),
+    Mutant("the next batch is sent ahead at once", "scheduler", "if at <= self._now or size == self._memory.cap:", "if True:"),
     Mutant("the next batch is sent ahead too late", "scheduler", "preparation = PREPARATION_MARGIN *", "preparation = 0 *"),
     Mutant("prepared batches are mixed up", "slot", "for flight in (self.current, self.following) if flight and not",
            "for flight in (self.following, self.current) if flight and not"),

@@ -852,6 +852,12 @@ def test_the_next_batch_is_sent_as_late_as_it_can_still_be_prepared() -> None:
     assert desk.scheduler.running == 2
 
 
+def test_a_full_batch_is_sent_ahead_at_once_for_nobody_else_can_join_it() -> None:
+    desk = prefetching().submit("b", "c", "d").tick()
+    assert desk.sent == []
+    assert desk.submit("e").tick().sent == [["b", "c", "d", "e"]]
+
+
 def test_one_batch_is_sent_ahead_and_no_more() -> None:
     desk = prefetching().submit("b").tick().later(0.9).submit("c").tick().later(5)
     assert desk.sent == [["b"]]

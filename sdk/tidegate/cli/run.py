@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib
 import os
 import shlex
 import signal
@@ -24,6 +23,7 @@ from tidegate.devices import DeviceManager
 from tidegate.handler import Handler
 from tidegate.service import SetupFailed
 from tidegate.workers.spawn import kill_all
+from tidegate_transports.jsonlines import STALL, Ending, JSONLinesTransport, LineOptions, NoCustomId, reopened, size_of
 
 __all__ = ["run"]
 
@@ -107,16 +107,14 @@ class _Job:
     def __init__(
         self, handler: Handler[..., Any], given: dict[str, Any], source: int, target: int | None, *, is_set: bool
     ) -> None:
-        # By name: a door is loaded when it is opened.
-        self._door = door = importlib.import_module("tidegate_transports.jsonlines")
         self._given = given
         self._signal: int | None = None
         self._complaints = Complaints(quiet=given["quiet"])
         if handler.batched and not is_set:
             # A pipe has no latency to protect: a batch goes when it is full, or when nothing comes.
-            handler = handler.override(batch_timeout=door.STALL)
+            handler = handler.override(batch_timeout=STALL)
         self._handler = handler
-        options = door.LineOptions(
+        options = LineOptions(
             ordered=not given["unordered"],
             input_field=given["input_field"],
             output_field=given["output_field"],
@@ -128,10 +126,10 @@ class _Job:
             last=True,
         )
         target, previous = self._target(target)
-        self._jsonl = door.JSONLinesTransport(
+        self._jsonl = JSONLinesTransport(
             options=options, source=source, target=target, previous=previous, on_error=self._complaints.add
         )
-        self._size = door.size_of(source)
+        self._size = size_of(source)
 
     def _target(self, standard_output: int | None) -> tuple[int, Any]:
         """Where answers go, and what an earlier run has left there."""
@@ -141,10 +139,7 @@ class _Job:
                 assert standard_output is not None
                 return standard_output, None
             if self._given["resume"] or retry:
-                reopened: tuple[int, Any] = self._door.reopened(
-                    output, ordered=not self._given["unordered"], retry=retry
-                )
-                return reopened
+                return reopened(output, ordered=not self._given["unordered"], retry=retry)
             return output_to(output), None
         except ValueError as error:
             stop(2, f"Error: --output {output}: {error}")
@@ -162,7 +157,7 @@ class _Job:
             watch = Watch(app, manager, self._jsonl.report, self._size)
             with progress_on(watch.standing, quiet=self._given["quiet"]) as progress:
                 report = await self._look(watch, progress)
-            if report.ending is self._door.Ending.CLOSED:
+            if report.ending is Ending.CLOSED:
                 # Nobody is left to finish anything for.
                 kill_all()
                 os._exit(0 if self._signal is None else 128 + self._signal)
@@ -188,7 +183,7 @@ class _Job:
         self._jsonl.stop()
 
     def _exit_code(self, report: Any) -> int:
-        ending = self._door.Ending
+        ending = Ending
         if report.ending is ending.BROKEN:
             self._tell_why(report.error)
         if report.ending is ending.DONE and report.left_over:
@@ -204,7 +199,7 @@ class _Job:
         return 1 if report.failed or report.failed_before else 0
 
     def _tell_why(self, error: BaseException | None) -> NoReturn:
-        if isinstance(error, self._door.NoCustomId):
+        if isinstance(error, NoCustomId):
             stop(2, f"Error: --resume: {error}")
         if isinstance(error, OSError):
             stop(1, f"Error: cannot go on: {error.strerror}; what is written stays, and --resume goes on from there")
