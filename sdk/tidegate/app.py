@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import os
 import signal
@@ -281,6 +282,9 @@ async def serve_until_stopped(
         # Until here a signal ends the process: nothing is in flight, and a setup may take minutes.
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop, number)
+        # What is there now stays: the collector need not look at it again and again.
+        gc.collect()
+        gc.freeze()
         opened()
         ends: list[asyncio.Future[Any]] = [stopped, app.failure]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

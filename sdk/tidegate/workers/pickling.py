@@ -77,7 +77,7 @@ class Pickled:
 @functools.cache
 def by_value_pickler() -> Any:
     """A class of picklers that send what cannot be imported elsewhere; `own` are reducers by exact type."""
-    import cloudpickle  # type: ignore[import-untyped]  # slow to load, and rarely needed
+    import cloudpickle  # slow to load, and rarely needed
 
     class ByValuePickler(cloudpickle.Pickler):  # type: ignore[misc]  # it says nothing of its types
         own: Mapping[type, Any] = {}

@@ -6,6 +6,7 @@ import json
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from tests.transports.blackbox.conftest import Launch
 
@@ -15,11 +16,12 @@ def at(service: str, path: str) -> str:
 
 
 def test_calls_and_streams_share_a_connection(service: str) -> None:
-    with connect(at(service, "/shout"), subprotocols=["tidegate.v1"]) as socket:
+    with connect(at(service, "/shout"), subprotocols=[Subprotocol("tidegate.v1")]) as socket:
         assert socket.subprotocol == "tidegate.v1"
         socket.send(json.dumps({"id": 1, "input": "ahoy"}))
         socket.send(json.dumps({"id": 2, "handler": "countdown", "input": 3}))
-        chunks, ended = [], set()
+        chunks: list[int] = []
+        ended: set[int] = set()
         while ended != {1, 2}:
             frame = json.loads(socket.recv(timeout=20))
             if "chunk" in frame:
@@ -44,6 +46,8 @@ def test_a_key_may_travel_as_a_subprotocol(server: str, launch: Launch) -> None:
         with pytest.raises(InvalidStatus), connect(at(url, "/shout")):
             pass
         key = base64.urlsafe_b64encode(b"open sesame").decode().rstrip("=")
-        with connect(at(url, "/shout"), subprotocols=["tidegate.v1", f"tidegate.key.{key}"]) as socket:
+        with connect(
+            at(url, "/shout"), subprotocols=[Subprotocol("tidegate.v1"), Subprotocol(f"tidegate.key.{key}")]
+        ) as socket:
             socket.send(json.dumps({"id": 1, "input": "key"}))
             assert json.loads(socket.recv(timeout=20))["output"] == "KEY"

@@ -1,0 +1,1 @@
+"""The load generator behind `tidegate bench`: when requests are due, who sends them, and what is made of the answers."""
