@@ -1,43 +1,52 @@
-"""The workloads on LitServe, with a window of 5 ms."""
+"""The workloads on LitServe: batches of 64, a window of 5 ms."""
 
 from __future__ import annotations
 
 import base64
+import io
 import os
 import sys
-import time
 from typing import Any
 
 import litserve
 import numpy as np
+from models import model
+from workloads import SIDE
 
 WORKLOAD = os.environ["WORKLOAD"]
-TABLE = np.random.default_rng(0).standard_normal((1, 768), dtype=np.float32)
 
 
 class Model(litserve.LitAPI):
     def setup(self, device: str) -> None:
-        pass
+        self.model = model(WORKLOAD)
 
-    def decode_request(self, request) -> Any:
-        if WORKLOAD == "image64":
-            return np.frombuffer(base64.b64decode(request["image"]), np.uint8)
+    def decode_request(self, request) -> Any:  # noqa: ANN001 - LitServe reads the annotation as the body's type
+        match WORKLOAD:
+            case "image64":
+                return np.frombuffer(base64.b64decode(request["image"]), np.uint8).reshape(SIDE, SIDE, 3)
+            case "image":
+                return np.frombuffer(request["image"].file.read(), np.uint8).reshape(SIDE, SIDE, 3)
+            case "npy":
+                return np.load(io.BytesIO(request["image"].file.read()))
         return np.asarray(request["input"])
 
     def predict(self, batch: Any) -> Any:
-        if WORKLOAD == "embed":
-            return np.repeat(TABLE, len(batch), axis=0)
-        if WORKLOAD == "image64":
-            return np.asarray(batch)[:, 0]
-        if WORKLOAD.startswith("sleep"):
-            time.sleep(int(WORKLOAD[5:]) / 1000)
-        return np.asarray(batch)
+        return self.model(np.asarray(batch))
 
     def encode_response(self, output: Any) -> Any:
         return {"output": output.tolist()}
 
 
 if __name__ == "__main__":
-    api = Model(max_batch_size=64, batch_timeout=0.005)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=30)
-    server.run(port=int(sys.argv[1]), num_api_servers=1, generate_client_file=False, log_level="error")
+    size, window = int(os.environ.get("MAX_BATCH", "64")), float(os.environ.get("WINDOW", "0.005"))
+    api = Model(max_batch_size=size, batch_timeout=window)
+    timeout = float(os.environ.get("TIMEOUT", "30"))
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=timeout)
+    servers = int(os.environ.get("API_SERVERS", "1"))
+    server.run(
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        num_api_servers=servers,
+        generate_client_file=False,
+        log_level="error",
+    )

@@ -1,15 +1,17 @@
-"""The workloads on tidegate."""
+"""The workloads on tidegate: `tidegate serve tidegate_service.py:echo`."""
 
 from __future__ import annotations
 
-import time
+import base64
 from typing import Annotated, Any
 
 import numpy as np
+from models import Corners, Counted, Delicate, Embedding, Sleep, Small
+from workloads import FEATURES, SIDE, TOKENS
 
 from tidegate import Array, serve
 
-SIDE = 224
+Image = Annotated[np.ndarray, Array("uint8", (SIDE, SIDE, 3))]
 
 
 @serve(max_batch_size=64)
@@ -17,39 +19,51 @@ def echo(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def load_table(device: str) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((1, 768), dtype=np.float32)
-
-
-@serve(max_batch_size=64, setup=load_table)
-def embed(table: np.ndarray, tokens: Annotated[np.ndarray, Array("int64", (128,))]) -> np.ndarray:
-    return np.repeat(table, len(tokens), axis=0)
+@serve(max_batch_size=64, setup=lambda device: Embedding())
+def embed(model: Embedding, tokens: Annotated[np.ndarray, Array("int64", (TOKENS,))]) -> np.ndarray:
+    return model(tokens)
 
 
 @serve(max_batch_size=64)
-def image(pixels: Annotated[np.ndarray, Array("uint8", (SIDE, SIDE, 3))]) -> list[int]:
-    return [int(one[0, 0, 0]) for one in pixels]
+def image(pixels: Image) -> np.ndarray:
+    return Corners()(pixels)
 
 
 @serve(max_batch_size=64)
-def image64(bodies: list[dict[str, Any]]) -> list[int]:
-    return [int(body["first"]) for body in bodies]
+def npy(pixels: Image) -> np.ndarray:
+    return Corners()(pixels)
+
+
+@serve(max_batch_size=64)
+def image64(pixels: np.ndarray) -> np.ndarray:
+    return Corners()(pixels)
 
 
 @image64.decode_request
-def from_base64(body: dict[str, str]) -> dict[str, int]:
-    import base64
-
-    return {"first": base64.b64decode(body["image"])[0]}
+def from_base64(body: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(body["image"]), np.uint8).reshape(SIDE, SIDE, 3)
 
 
 @serve(max_batch_size=64)
 def sleep5(rows: np.ndarray) -> np.ndarray:
-    time.sleep(0.005)
-    return rows
+    return Sleep(0.005)(rows)
 
 
 @serve(max_batch_size=64)
 def sleep50(rows: np.ndarray) -> np.ndarray:
-    time.sleep(0.05)
-    return rows
+    return Sleep(0.05)(rows)
+
+
+@serve(max_batch_size=64, setup=lambda device: Small())
+def torch(model: Small, features: Annotated[np.ndarray, Array("float32", (FEATURES,))]) -> np.ndarray:
+    return model(features)
+
+
+@serve(max_batch_size=64)
+def delicate(rows: np.ndarray) -> np.ndarray:
+    return Delicate()(rows)
+
+
+@serve(max_batch_size=64, setup=lambda device: Counted())
+def counted(model: Counted, rows: np.ndarray) -> np.ndarray:
+    return model(rows)

@@ -1,6 +1,10 @@
-"""The rows of the design's table "Failure, gracefully" that exist without processes; bodies are the codec's."""
+"""The rows of the design's table "Failure, gracefully"; bodies are the codec's.
+
+What only a process can suffer is at the end; `workers/test_process.py` has more of it.
+"""
 
 import asyncio
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -630,3 +634,49 @@ async def test_a_streams_deadline_is_for_its_first_chunk() -> None:
                 await anext(late)
             go_second.set()
             assert await anext(stream) == 2
+
+
+# ---------------------------------------------------------------------- deaths
+
+
+def exits(x: list[int]) -> list[int]:
+    if 13 in x:
+        os._exit(1)
+    return [10 * n for n in x]
+
+
+def stays(x: list[int]) -> list[int]:
+    if 13 in x:
+        threading.Event().wait()
+    return [10 * n for n in x]
+
+
+def poisons(x: list[int]) -> list[int]:
+    if 13 in x:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+    return [10 * n for n in x]
+
+
+def gives_a_lock(x: list[int]) -> list[Any]:
+    return [threading.Lock() if n == 13 else 10 * n for n in x]
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "told"),
+    [
+        (exits, "worker-died", "exited with status 1"),
+        (stays, "run-timeout", "max_run_time=1"),
+        (poisons, "worker-died", "device-side assert"),
+        (gives_a_lock, "unencodable-output", "_thread.lock"),
+    ],
+)
+async def test_what_a_thread_would_not_survive_costs_its_culprit_only(function: Any, code: str, told: str) -> None:
+    handler: Handler[..., Any] = serve(name="f", max_batch_size=16, batch_timeout=5.0, max_run_time=1)(function)
+    async with App(handler, worker="process") as app:
+        with anyio.fail_after(60):
+            answers = await asyncio.gather(*(app.call("f", n) for n in range(16)), return_exceptions=True)
+    culprit = answers.pop(13)
+    assert isinstance(culprit, TidegateError)
+    assert (culprit.code, culprit.status) == (code, 500)
+    assert told in culprit.detail
+    assert answers == [10 * n for n in range(16) if n != 13]

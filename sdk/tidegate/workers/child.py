@@ -92,7 +92,7 @@ class Channel:
         self._socket = batches
         self._control = control
         self._inbox = inbox
-        self._arena = Arena(outbox)
+        self._arena = Arena(outbox, gives_back=True)
         self._reader = frames.FrameReader()
         self._received: deque[frames.Message] = deque()
         self._running: dict[int, RemoteBatch] = {}

@@ -74,7 +74,8 @@ class ProcessWorker:
         self.pid = self._link.pid
         self._arena, self._outbox = Arena(self._link.inbox), self._link.outbox
         self._link.send(frames.Start(self._reference, self._device))
-        await asyncio.wait([self._ready, self._end], return_when=asyncio.FIRST_COMPLETED)
+        first: list[asyncio.Future[Any]] = [self._ready, self._end]
+        await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         if self._ready.done():
             self._ready.result()
         if self._end.done():
@@ -104,7 +105,7 @@ class ProcessWorker:
         self._numbers[batch] = number
         self._timer.begin(batch)
         if self.prefetch and not self._says_prepared:
-            self._loop.call_soon(batch.prepared)
+            batch.prepared()
 
     def cancel(self, batch: Batch, index: int) -> None:
         """Tell the running function that nobody waits for this item any more."""
@@ -148,6 +149,7 @@ class ProcessWorker:
             case frames.Prepared():
                 self._batches[message.batch][0].prepared()
             case frames.Ready():
+                self._arena.gives_back = not message.pinned
                 self._ready.set_result(None)
             case frames.Failed():
                 self._ready.set_exception(from_fields(message.error))
