@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 import os
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal
 
-import msgspec
-
-from tidegate import App
+from tidegate import App, SetupFailed
+from tidegate.placement import cores
 from tidegate.status import DoorCounts
-from tidegate.workers.reference import reference_to
-from tidegate.workers.replica import restart_delay
-from tidegate.workers.spawn import Child
-from tidegate_transports.address import parse_address
+from tidegate.transport import load_transport
+from tidegate.workers.reference import CannotLoad, reference_to
+from tidegate_transports.address import Address, parse_address
+from tidegate_transports.front_place import FrontPlace
 from tidegate_transports.http_options import HTTPOptions
-from tidegate_transports.ipc_hub import HubLink
-from tidegate_transports.ipc_messages import VERSION, Drain, Hello, Listening, Message, News, Start
-from tidegate_transports.listening import reserve, url_of
+from tidegate_transports.ipc_messages import News, Start
+from tidegate_transports.listening import reserve, tls_context, url_of
 
-__all__ = ["FrontsTransport"]
-
-log = logging.getLogger("tidegate.fronts")
+__all__ = ["FrontsTransport", "spare_processes"]
 
 LOOKS_EVERY = 0.25
 """Seconds between two looks at whether the app is still ready, for the front ends to say."""
 
-ANSWERS_WITHIN = 1.0
+ANSWERS_WITHIN = 0.5
 """Seconds that a front end gets to say what it has counted."""
 
-LAST_WORDS = 1.0
-"""Seconds that a front end gets to end after its requests have."""
+MOST_SPARE = 8
+"""Front ends that "auto" starts at most: about as many as one hub can keep up with."""
 
-MAX_FAILED_STARTS = 8
+
+def spare_processes(workers: int, core_count: int) -> int:
+    """How many front ends a machine has cores left for, beside the hub and so many workers; 1 if none.
+
+    Example:
+        >>> [spare_processes(workers=1, core_count=cores) for cores in (1, 2, 4, 16)]
+        [1, 1, 2, 8]
+    """
+    return max(1, min(MOST_SPARE, core_count - 1 - workers))
 
 
 class FrontsTransport:
@@ -45,187 +47,143 @@ class FrontsTransport:
 
     Each parses, validates, decodes and encodes; the hub, which is this process, owns the batcher and the workers. A
     front end that dies takes its own connections along and is replaced. They share the port by SO_REUSEPORT, which is
-    tried without first: where another service listens already this fails.
+    tried without first: where another service listens already this fails. processes: "auto" is one for each core that
+    hub and workers leave, at most 8; with 1 there is no front end but the door itself, in this process.
+
+    Raises ValueError for a number below 1, and what `HTTPOptions` raises.
     """
 
     def __init__(
         self,
         address: str,
-        processes: int,
+        processes: int | Literal["auto"] = "auto",
         transport: str = "http",
         options: HTTPOptions | None = None,
         log_format: str = "text",
         **given: Any,
     ) -> None:
-        if processes < 1:
-            raise ValueError(f"http_processes={processes!r}: give a whole number, 1 or more")
+        if processes != "auto" and (isinstance(processes, bool) or not isinstance(processes, int) or processes < 1):
+            raise ValueError(f"http_processes={processes!r}: give a whole number, 1 or more, or 'auto'")
         self._address = parse_address(address)
         self._processes = processes
+        self._door = load_transport(transport)  # a missing one is found out now
         self._transport = transport
         self._log_format = log_format
         self.options = options or HTTPOptions.from_environment(os.environ, **given)
         self._scheme = "https" if self.options.tls_certificate else "http"
+        self.places: list[FrontPlace] = []
         self.url = f"{self._scheme}://{self._address}"
 
     @asynccontextmanager
     async def serve(self, app: App) -> AsyncIterator[None]:
-        """Open the doors; raises OSError when the address cannot be taken or a front end cannot open its door."""
+        """Open the doors; raises OSError when the address cannot be taken, SetupFailed or ValueError as a door may."""
+        processes = self._processes
+        if processes == "auto":
+            workers = sum(len(status.workers) for status in app.status().values())
+            processes = spare_processes(workers, cores())
+        if processes == 1:
+            door: Any = self._door(str(self._address), self.options)  # type: ignore[call-arg]  # doors of HTTP take them
+            async with door.serve(app):
+                self.url = door.url
+                yield
+            return
+        tls_context(self.options)  # says what is wrong with the files
         reserved = reserve(self._address)
-        self.url = url_of(reserved, self._address, self._scheme)
-        host, port = self._address.host, reserved[0].getsockname()[1]
-        start = self._start(app, host, port)
-        fronts = [_Front(app, number, start) for number in range(self._processes)]
         try:
-            async with asyncio.TaskGroup() as tasks:
-                try:
-                    await asyncio.gather(*(front.start(tasks) for front in fronts))
-                    news = tasks.create_task(_tell(app, fronts))
-                    app.counters += [front.counts for front in fronts]
-                    yield
-                    news.cancel()
-                    ends_at = min(app.drain_ends_at, asyncio.get_running_loop().time() + app.drain_timeout)
-                    await asyncio.gather(*(front.drain(ends_at) for front in fronts))
-                finally:
-                    for front in fronts:
-                        front.kill()
+            self.url = url_of(reserved, self._address, self._scheme)
+            start = self._start(app, self._address._replace(port=reserved[0].getsockname()[1]), processes)
+            async with _opened(app, start, processes) as self.places:
+                yield
         finally:
             for one in reserved:
                 one.close()
 
-    def _start(self, app: App, host: str, port: int) -> Start:
-        references = [reference_to(handler) for handler in app.handlers.values()]
-        options = dataclasses.asdict(self.options)
-        return Start(VERSION, references, self._transport, host, port, options, self._log_format, app.drain_timeout)
-
-
-class _Front:
-    """One place for a front end, kept filled."""
-
-    def __init__(self, app: App, number: int, start: Start) -> None:
-        self._app = app
-        self._number = number
-        self._start = start
-        self._by_value = [name for name, one in zip(app.handlers, start.handlers, strict=True) if one.by_value]
-        self._stopping = False
-        self._child: Child | None = None
-        self._listening: asyncio.Future[None]
-        self._tasks: asyncio.TaskGroup
-        self.link: HubLink | None = None
-        self._before = DoorCounts()
-        self._counted = DoorCounts()
-
-    async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """The first process; its door is open when this returns."""
-        self._tasks = tasks
-        await self._spawn()
-
-    async def drain(self, ends_at: float) -> None:
-        """Let it finish its requests, until `ends_at` and a moment more."""
-        self._stopping = True
-        link = self.link
-        if link is None or link.gone.is_set():
-            return
-        loop = asyncio.get_running_loop()
-        link.channel.send(Drain(max(0.0, ends_at - loop.time())))
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(max(ends_at, loop.time()) + LAST_WORDS):
-                await link.gone.wait()
-
-    async def counts(self) -> DoorCounts:
-        """What its doors have counted, those of the processes before it included as far as they told."""
-        link = self.link
-        if link is not None and not link.gone.is_set():
-            with suppress(TimeoutError, asyncio.CancelledError):
-                async with asyncio.timeout(ANSWERS_WITHIN):
-                    self._counted = msgspec.convert(await link.ask("counts"), DoorCounts)
-        return self._before + self._counted
-
-    def kill(self) -> None:
-        """End it now."""
-        self._stopping = True
-        if self._child is not None:
-            self._child.kill()
-
-    def tell(self, news: News) -> None:
-        """How the app is."""
-        if self.link is not None and not self.link.gone.is_set():
-            self.link.channel.send(news)
-
-    async def _spawn(self) -> None:
-        loop = asyncio.get_running_loop()
-        ours, theirs = socket.socketpair()
-        self._listening = loop.create_future()
-        link = self.link = HubLink(self._app, self._tasks, self._received, self._by_value)
-        try:
-            self._child = Child(
-                f"tidegate-front-{self._number}",
-                [theirs.fileno()],
-                {},
-                lambda: self._ended(link),
-                "tidegate_transports.front_process",
-            )
-        finally:
-            theirs.close()
-        await loop.create_unix_connection(lambda: link.channel, sock=ours)
-        await self._listening
-
-    def _received(self, message: Message) -> None:
-        assert self.link is not None
-        match message:
-            case Hello(version=version) if version == VERSION:
-                self.link.channel.send(self._start)
-            case Hello(version=version):
-                self._fail(OSError(f"a front end speaks version {version} of the protocol, this is {VERSION}"))
-            case Listening(error=""):
-                self.link.channel.send(_news(self._app))
-                if not self._listening.done():
-                    self._listening.set_result(None)
-            case Listening(error=error):
-                self._fail(OSError(None, error, self._start.host))
-            case _:
-                log.error("a front end sent %s, which is not for it to say", type(message).__name__)
-
-    def _fail(self, error: OSError) -> None:
-        if not self._listening.done():
-            self._listening.set_exception(error)
-
-    def _ended(self, link: HubLink) -> None:
-        link.closed()
-        self._before, self._counted = self._before + self._counted, DoorCounts()
-        assert self._child is not None
-        how = self._child.describe_end()
-        if not self._listening.done():
-            self._fail(OSError(None, f"front end {self._number} {how} before it listened"))
-        elif not self._stopping:
-            log.error("front end %d (process %d) is lost: it %s", self._number, self._child.pid, how)
-            self._tasks.create_task(self._restart())
-
-    async def _restart(self) -> None:
-        for failed in range(MAX_FAILED_STARTS):
-            await asyncio.sleep(restart_delay(failed))
-            if self._stopping:
-                return
+    def _start(self, app: App, address: Address, processes: int) -> Start:
+        references = []
+        for handler in app.handlers.values():
             try:
-                await self._spawn()
-            except OSError as error:
-                log.error("front end %d: start %d failed: %s", self._number, failed + 1, error)
-            else:
-                log.warning("front end %d: a new process, %d", self._number, self._child.pid if self._child else 0)
-                return
-        log.error("front end %d cannot be started any more", self._number)
+                references.append(reference_to(handler))
+            except CannotLoad as error:
+                raise SetupFailed(handler.name, error) from error
+        windows = {name: app.window(name) for name in app.handlers}
+        options = dataclasses.asdict(self.options)
+        # The limit is the service's; the system shares connections out about evenly.
+        options["max_connections"] = -(-self.options.max_connections // processes)
+        return Start(references, windows, self._transport, *address, options, self._log_format, app.drain_timeout)
 
 
-async def _tell(app: App, fronts: list[_Front]) -> None:
-    """Let the front ends know when the app becomes ready, or is no longer."""
-    last = _news(app)
-    while True:
-        await asyncio.sleep(LOOKS_EVERY)
-        now = _news(app)
-        if now != last:
-            last = now
-            for front in fronts:
-                front.tell(now)
+@asynccontextmanager
+async def _opened(app: App, start: Start, processes: int) -> AsyncIterator[list[FrontPlace]]:
+    """The places, filled; in the end drained until the app's own end."""
+    by_value = [name for name, one in zip(app.handlers, start.handlers, strict=True) if one.by_value]
+    lost: list[SetupFailed] = []
+
+    def lose(failure: SetupFailed) -> None:
+        lost.append(failure)
+        # As long as one is left there is somebody to answer.
+        if len(lost) == processes and not app.failure.done():
+            app.failure.set_result(failure)
+
+    places = [FrontPlace(app, number, start, by_value, lose) for number in range(processes)]
+    told = _Teller(app, places)
+    # What the body raises passes it by: it would wrap it.
+    tasks = await asyncio.TaskGroup().__aenter__()
+    try:
+        await _all(place.start(tasks) for place in places)
+        watching = tasks.create_task(told.watch())
+        app.watchers.append(told.tell)
+        app.counters.append(_counter(places))
+        try:
+            yield places
+        finally:
+            app.watchers.remove(told.tell)
+            watching.cancel()
+            ends_at = min(app.drain_ends_at, asyncio.get_running_loop().time() + app.drain_timeout)
+            await _all(place.drain(ends_at) for place in places)
+    finally:
+        await _all(place.kill() for place in places)
+        await tasks.__aexit__(None, None, None)
 
 
-def _news(app: App) -> News:
-    return News(app.ready, app.alive, app.draining)
+class _Teller:
+    """Lets the front ends know how the app is, when that changes."""
+
+    def __init__(self, app: App, places: Sequence[FrontPlace]) -> None:
+        self._app = app
+        self._places = places
+        self._last: News | None = None
+
+    def tell(self) -> None:
+        """Say it now if it is news."""
+        now = News(self._app.ready, self._app.alive, self._app.draining)
+        if now != self._last:
+            self._last = now
+            for place in self._places:
+                place.tell(now)
+
+    async def watch(self) -> None:
+        """Look every now and then: a worker's death, unlike the end, tells nobody."""
+        while True:
+            self.tell()
+            await asyncio.sleep(LOOKS_EVERY)
+
+
+def _counter(places: Sequence[FrontPlace]) -> Any:
+    async def counts() -> DoorCounts:
+        counted = DoorCounts()
+        for one in await asyncio.gather(*(place.counts(ANSWERS_WITHIN) for place in places)):
+            counted += one
+        return counted
+
+    return counts
+
+
+async def _all(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run them side by side; the first error ends the others and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
+import pickle
+import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Self
+from functools import partial
+from typing import Any
 
 import msgspec
 
-from tidegate import Handler, TidegateError, Unavailable
+from tidegate import Handler, InvalidInput, Statistics, TidegateError, Unavailable
 from tidegate.context import RequestInfo
 from tidegate.portable import from_fields
 from tidegate.service import Answer as TimedAnswer
-from tidegate.status import DoorCounts, Overview
-from tidegate_transports.ipc_hub import CHUNKS_AHEAD
+from tidegate.status import DoorCounts, HandlerStatus, Overview
+from tidegate_transports.ipc_channel import Channel
 from tidegate_transports.ipc_messages import (
     Answer,
     Call,
     Cancel,
-    Channel,
     Chunk,
     Credit,
     End,
@@ -30,9 +31,10 @@ from tidegate_transports.ipc_messages import (
     Question,
     Reply,
 )
+from tidegate_transports.ipc_stream import RemoteStream
 from tidegate_transports.ipc_values import decode_value, encode_value
 
-__all__ = ["RemoteApp", "RemoteStream"]
+__all__ = ["RemoteApp"]
 
 _NOBODY = RequestInfo()
 
@@ -51,6 +53,7 @@ class RemoteApp:
         channel: Channel,
         *,
         drain_timeout: float,
+        windows: Mapping[str, int],
         by_value: frozenset[str] = frozenset(),
     ) -> None:
         self.handlers = dict(handlers)
@@ -60,6 +63,7 @@ class RemoteApp:
         self.draining = False
         self.counters: list[Callable[[], Awaitable[DoorCounts]]] = []
         self._channel = channel
+        self._windows = windows
         self._by_value = by_value
         self._last = 0
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -82,13 +86,15 @@ class RemoteApp:
         info: RequestInfo | None = None,
     ) -> TimedAnswer:
         """`call` with the times and the batch size beside the value."""
+        if self.handlers[name].streams:
+            raise TypeError(f"handler {name!r} streams: read it with stream(), not call()")
         found = await self._ask(self._message(name, value, priority, timeout, info))
         return TimedAnswer(decode_value(found.value), found.queued, found.ran, found.batch_size)
 
     async def patient_call(self, name: str, value: Any, *, priority: int = 3, info: RequestInfo | None = None) -> Any:
-        """`call` without a deadline, that waits where `call` would be refused."""
-        message = self._message(name, value, priority, None, info)
-        return decode_value((await self._ask(msgspec.structs.replace(message, patient=True))).value)
+        """`call` without a deadline, that waits where `call` would be refused; a stream's chunks come as a list."""
+        message = self._message(name, value, priority, None, info, patient=True)
+        return decode_value((await self._ask(message)).value)
 
     def stream(
         self,
@@ -100,31 +106,58 @@ class RemoteApp:
         info: RequestInfo | None = None,
     ) -> RemoteStream:
         """One input to its chunks as they come."""
-        message = msgspec.structs.replace(self._message(name, value, priority, timeout, info), stream=True)
-        stream = self._streams[message.id] = RemoteStream(self, message.id)
+        if not self.handlers[name].streams:
+            raise TypeError(f"handler {name!r} gives one output: use call(), not stream()")
+        message = self._message(name, value, priority, timeout, info, stream=True)
+        stream = RemoteStream(partial(self._read, message.id), partial(self._stop_reading, message.id))
         if self._lost:
             stream.end(Unavailable())
         else:
+            self._streams[message.id] = stream
             self._channel.send(message)
         return stream
 
     def window(self, name: str) -> int:
-        """How many inputs a job should keep under way: enough for two batches."""
-        size = self.handlers[name].options.max_batch_size or 1
-        return max(16, 3 * size)
+        """How many inputs a job should keep under way to keep this handler's workers busy."""
+        return self._windows[name]
 
-    def _message(self, name: str, value: Any, priority: int, timeout: float | None, info: RequestInfo | None) -> Call:
+    def _message(
+        self,
+        name: str,
+        value: Any,
+        priority: int,
+        timeout: float | None,
+        info: RequestInfo | None,
+        *,
+        stream: bool = False,
+        patient: bool = False,
+    ) -> Call:
         told = info or _NOBODY
-        self._last += 1
-        encoded = encode_value(value, by_value=name in self._by_value)
-        headers = dict(told.headers) if told.headers else {}
-        return Call(self._last, name, encoded, priority, timeout, told.request_id, headers, told.patience, told.nbytes)
+        encoded = encode_value(value, by_value=name in self._by_value, unsendable=InvalidInput)
+        headers = pickle.dumps(dict(told.headers), 5) if told.headers else b""
+        request_id = told.request_id
+        if not request_id.isascii():
+            request_id = request_id.encode("utf-8", "replace").decode()
+        self._last = number = self._last + 1
+        return Call(
+            number,
+            name,
+            encoded,
+            priority,
+            timeout,
+            request_id,
+            headers,
+            told.patience,
+            told.nbytes,
+            stream,
+            patient,
+        )
 
     async def _ask(self, message: Call | Question) -> Any:
+        if not self._channel.writable.is_set():
+            message = await self._when_writable(message)
         if self._lost:
             raise Unavailable
-        if not self._channel.writable.is_set():
-            await self._channel.writable.wait()
         future = self._answers[message.id] = asyncio.get_running_loop().create_future()
         self._channel.send(message)
         try:
@@ -134,13 +167,25 @@ class RemoteApp:
                 self._channel.send(Cancel(message.id))
             raise
 
+    async def _when_writable(self, message: Call | Question) -> Call | Question:
+        """The message for a hub that could not take it at once, with the time that it has left then."""
+        began = time.monotonic()
+        await self._channel.writable.wait()
+        if isinstance(message, Question) or message.patient:
+            return message
+        limit = self.handlers[message.handler].options.timeout if message.timeout is None else message.timeout
+        left = None if limit is None else max(0.0, limit - (time.monotonic() - began))
+        return msgspec.structs.replace(message, timeout=left)
+
     # ------------------------------------------------------------------ how it is
 
     async def overview(self) -> Overview:
         """The hub's, as `App.overview` gives it, with the counts of every front end."""
         self._last += 1
         reply: Reply = await self._ask(Question(self._last, "overview"))
-        return msgspec.convert(reply.found, Overview)
+        if reply.error:
+            raise Unavailable(f"the hub cannot say how it is: {reply.error}")
+        return msgspec.msgpack.decode(reply.found, type=Overview)
 
     async def counts(self) -> DoorCounts:
         """What the doors here have counted."""
@@ -148,6 +193,14 @@ class RemoteApp:
         for counter in self.counters:
             counted += await counter()
         return counted
+
+    def status(self) -> dict[str, HandlerStatus]:
+        """That every handler is served; its workers are the hub's, and `overview` tells of them."""
+        return {name: HandlerStatus((), self.alive) for name in self.handlers}
+
+    def statistics(self) -> dict[str, Statistics]:
+        """Nothing: see `overview`."""
+        return {}
 
     # ------------------------------------------------------------------ what the hub says
 
@@ -161,9 +214,10 @@ class RemoteApp:
                 self._failed(message.id, from_fields(message.error))
             case Chunk():
                 if (stream := self._streams.get(message.id)) is not None:
-                    stream.push(decode_value(message.value), message.queued)
+                    stream.push(message.value, message.queued)
             case End():
                 if (stream := self._streams.pop(message.id, None)) is not None:
+                    stream.queued = message.queued
                     stream.end(None)
             case News():
                 self.ready, self.alive = message.ready, message.alive
@@ -183,71 +237,10 @@ class RemoteApp:
         elif (stream := self._streams.pop(number, None)) is not None:
             stream.end(error)
 
-    def read(self, number: int, chunks: int) -> None:
-        """A stream's reader has read so many."""
+    def _read(self, number: int, chunks: int) -> None:
         if number in self._streams:
             self._channel.send(Credit(number, chunks))
 
-    def stop_reading(self, number: int) -> None:
-        """Nobody reads this stream any more."""
+    def _stop_reading(self, number: int) -> None:
         if self._streams.pop(number, None) is not None:
             self._channel.send(Cancel(number))
-
-
-class RemoteStream:
-    """A stream's chunks, in the front end; the hub sends no more than CHUNKS_AHEAD that nobody has read."""
-
-    def __init__(self, app: RemoteApp, number: int) -> None:
-        self._app = app
-        self._number = number
-        self._chunks: deque[Any] = deque()
-        self._error: TidegateError | None = None
-        self._ended = False
-        self._unsaid = 0
-        self._reader: asyncio.Future[None] | None = None
-        self.queued: float | None = None
-
-    def push(self, chunk: Any, queued: float) -> None:
-        """The hub sent a chunk."""
-        self.queued = queued
-        self._chunks.append(chunk)
-        self._wake()
-
-    def end(self, error: TidegateError | None) -> None:
-        """The hub sent the end."""
-        self._ended, self._error = True, error
-        self._wake()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Any:
-        while not self._chunks:
-            if self._ended:
-                if self._error is not None:
-                    raise self._error.with_traceback(None)
-                raise StopAsyncIteration
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        self._unsaid += 1
-        if self._unsaid == CHUNKS_AHEAD // 4:
-            self._app.read(self._number, self._unsaid)
-            self._unsaid = 0
-        return self._chunks.popleft()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Stop reading."""
-        if not self._ended:
-            self._app.stop_reading(self._number)
-            self._ended = True
-        self._chunks.clear()
-
-    def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)

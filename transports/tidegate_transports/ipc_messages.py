@@ -1,11 +1,8 @@
-"""What a front end and the hub tell each other: frames of many messages, each frame's length in four bytes before it."""
+"""What a front end and the hub tell each other."""
 
 from __future__ import annotations
 
-import asyncio
-import struct
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -18,7 +15,6 @@ __all__ = [
     "Answer",
     "Call",
     "Cancel",
-    "Channel",
     "Chunk",
     "Credit",
     "Drain",
@@ -28,32 +24,30 @@ __all__ = [
     "Listening",
     "Message",
     "News",
+    "NotListening",
     "Question",
     "Reply",
     "Start",
 ]
 
 VERSION = 1
-"""Of this protocol; both ends say theirs first, and part if they differ."""
-
-LARGEST = 1 << 30
-HIGH_WATER = 1 << 20
-"""Bytes on their way to a peer from which on it gets no more."""
-
-_LENGTH = struct.Struct("<I")
+"""Of this protocol; a front end says its own first, and the hub says nothing to one that speaks another."""
 
 
 class Hello(msgspec.Struct, array_like=True, tag=0, frozen=True, gc=False):
-    """Front to hub, first of all."""
+    """Front to hub, first of all. In every version of the protocol this is `[[0, version]]`."""
 
     version: int
 
 
 class Start(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
-    """Hub to front, in answer: what to serve, where and how. options: of the HTTP door, by name."""
+    """Hub to front, in answer: what to serve, where and how.
 
-    version: int
+    options: of the HTTP door, by name. windows: inputs that a job keeps under way, by handler.
+    """
+
     handlers: list[Reference]
+    windows: dict[str, int]
     transport: str
     host: str
     port: int
@@ -63,15 +57,23 @@ class Start(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
 
 
 class Listening(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
-    """Front to hub: the door is open; or why it cannot be."""
-
-    error: str = ""
+    """Front to hub: the door is open."""
 
 
-class Call(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
+class NotListening(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
+    """Front to hub: the door cannot be opened. errno: of an OSError. traceback: for a failure of the user's module."""
+
+    kind: str
+    text: str
+    errno: int | None = None
+    traceback: str = ""
+
+
+class Call(msgspec.Struct, array_like=True, tag=4, frozen=True, gc=False):
     """Front to hub: one input. timeout: seconds left, or None for the handler's own; clocks need not agree.
 
-    stream: its chunks are asked for, `patience` seconds for a reader that does not read. patient: as `patient_call`.
+    headers: pickled, since they may hold what is no Unicode; empty if there are none. patience: seconds that a stream
+    waits for its reader. stream: its chunks are asked for. patient: as `patient_call`.
     """
 
     id: int
@@ -80,28 +82,28 @@ class Call(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
     priority: int = 3
     timeout: float | None = None
     request_id: str = ""
-    headers: dict[str, str] = {}
+    headers: bytes = b""
     patience: float | None = None
     nbytes: int = 0
     stream: bool = False
     patient: bool = False
 
 
-class Cancel(msgspec.Struct, array_like=True, tag=4, frozen=True, gc=False):
+class Cancel(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=False):
     """Front to hub: nobody waits for this answer any more."""
 
     id: int
 
 
-class Credit(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=False):
+class Credit(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False):
     """Front to hub: so many chunks of a stream have been read."""
 
     id: int
     chunks: int
 
 
-class Answer(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False):
-    """Hub to front: an output and its times."""
+class Answer(msgspec.Struct, array_like=True, tag=7, frozen=True, gc=False):
+    """Hub to front: an output and its times in seconds."""
 
     id: int
     value: Value
@@ -110,14 +112,14 @@ class Answer(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False):
     batch_size: int
 
 
-class Failure(msgspec.Struct, array_like=True, tag=7, frozen=True, gc=False):
+class Failure(msgspec.Struct, array_like=True, tag=8, frozen=True, gc=False):
     """Hub to front: how a call or a stream failed."""
 
     id: int
     error: Fields
 
 
-class Chunk(msgspec.Struct, array_like=True, tag=8, frozen=True, gc=False):
+class Chunk(msgspec.Struct, array_like=True, tag=9, frozen=True, gc=False):
     """Hub to front: a stream's next chunk; queued: seconds that the stream waited for its batch."""
 
     id: int
@@ -125,13 +127,14 @@ class Chunk(msgspec.Struct, array_like=True, tag=8, frozen=True, gc=False):
     queued: float
 
 
-class End(msgspec.Struct, array_like=True, tag=9, frozen=True, gc=False):
-    """Hub to front: a stream's end."""
+class End(msgspec.Struct, array_like=True, tag=10, frozen=True, gc=False):
+    """Hub to front: a stream's end; queued: as in its chunks, since it may have had none."""
 
     id: int
+    queued: float
 
 
-class News(msgspec.Struct, array_like=True, tag=10, frozen=True, gc=False):
+class News(msgspec.Struct, array_like=True, tag=11, frozen=True, gc=False):
     """Hub to front, when it changes: how the app is."""
 
     ready: bool
@@ -139,21 +142,22 @@ class News(msgspec.Struct, array_like=True, tag=10, frozen=True, gc=False):
     draining: bool
 
 
-class Question(msgspec.Struct, array_like=True, tag=11, frozen=True, gc=False):
+class Question(msgspec.Struct, array_like=True, tag=12, frozen=True, gc=False):
     """Either way: what the other one knows and this one does not."""
 
     id: int
     about: str
 
 
-class Reply(msgspec.Struct, array_like=True, tag=12, frozen=True, gc=False):
-    """The answer to a question."""
+class Reply(msgspec.Struct, array_like=True, tag=13, frozen=True, gc=False):
+    """The answer to a question: found, in msgpack; or why there is none."""
 
     id: int
-    found: Any
+    found: bytes
+    error: str = ""
 
 
-class Drain(msgspec.Struct, array_like=True, tag=13, frozen=True, gc=False):
+class Drain(msgspec.Struct, array_like=True, tag=14, frozen=True, gc=False):
     """Hub to front: accept nobody any more, finish within so many seconds, end."""
 
     seconds: float
@@ -163,6 +167,7 @@ Message = (
     Hello
     | Start
     | Listening
+    | NotListening
     | Call
     | Cancel
     | Credit
@@ -175,89 +180,3 @@ Message = (
     | Reply
     | Drain
 )
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
-
-
-class Channel(asyncio.Protocol):
-    """Messages both ways on one socket. What is sent in one turn of the loop travels in one frame.
-
-    received: called with each message. closed: called once, when the peer has gone. `writable` is clear while the peer
-    reads too slowly. stops_reading: a peer that does not read may say no more until it does; for one of the two ends
-    only, or they would wait for each other.
-    """
-
-    def __init__(
-        self, received: Callable[[Any], None], closed: Callable[[], None], *, stops_reading: bool = False
-    ) -> None:
-        self._received = received
-        self._closed = closed
-        self._stops_reading = stops_reading
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._kept = bytearray()
-        self._waiting: list[Message] = []
-        self.writable = asyncio.Event()
-        self.writable.set()
-
-    def send(self, message: Message) -> None:
-        """Send it with the rest of this turn."""
-        if not self._waiting:
-            self._loop.call_soon(self._flush)
-        self._waiting.append(message)
-
-    def close(self) -> None:
-        """Send what waits, then hang up."""
-        self._flush()
-        if self._transport is not None:
-            self._transport.close()
-
-    def _flush(self) -> None:
-        messages, self._waiting = self._waiting, []
-        if not messages or self._transport is None or self._transport.is_closing():
-            return
-        frame = bytearray(_LENGTH.size)
-        _encoder.encode_into(messages, frame, _LENGTH.size)
-        _LENGTH.pack_into(frame, 0, len(frame) - _LENGTH.size)
-        self._transport.write(frame)
-
-    # ------------------------------------------------------------------ asyncio's side
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass
-        self._transport.set_write_buffer_limits(HIGH_WATER)
-
-    def data_received(self, data: bytes) -> None:
-        kept = self._kept
-        kept += data
-        start, there = 0, len(kept)
-        frames = []
-        with memoryview(kept) as view:
-            while (body := start + _LENGTH.size) <= there:
-                (size,) = _LENGTH.unpack_from(view, start)
-                if size > LARGEST:
-                    raise ValueError(f"a frame of {size} bytes: the limit is {LARGEST}")
-                if body + size > there:
-                    break
-                with view[body : body + size] as frame:
-                    frames.append(_decoder.decode(frame))
-                start = body + size
-        del kept[:start]
-        for messages in frames:
-            for message in messages:
-                self._received(message)
-
-    def pause_writing(self) -> None:
-        self.writable.clear()
-        if self._stops_reading and self._transport is not None:
-            self._transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        self.writable.set()
-        if self._stops_reading and self._transport is not None:
-            self._transport.resume_reading()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.writable.set()
-        self._closed()

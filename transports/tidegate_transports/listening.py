@@ -30,12 +30,27 @@ def reserve(address: Address) -> list[socket.socket]:
 
     Raises OSError when somebody else has it.
     """
-    # Tried alone first: among sharers the system asks nobody's leave.
-    alone = _bind(address, shared=False, backlog=0)
-    port = alone[0].getsockname()[1]
-    for one in alone:
+    reserved = _bind(address, shared=False, backlog=None)
+    address = address._replace(port=reserved[0].getsockname()[1])
+    for one in reserved:
+        _admit_sharers(one)
+    try:
+        sharing = _bind(address, shared=True, backlog=None)
+    except OSError:
+        # Some systems go by how a socket was when it was bound; then there is a moment in which another may come.
+        for one in reserved:
+            one.close()
+        return _bind(address, shared=True, backlog=None)
+    for one in sharing:
         one.close()
-    return _bind(address._replace(port=port), shared=True, backlog=None)
+    return reserved
+
+
+def _admit_sharers(bound: socket.socket) -> None:
+    """Let those in who share the port, and nobody who asks for it alone."""
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    # With it, two of whom none listens yet may have the same port.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
 
 def _bind(address: Address, *, shared: bool, backlog: int | None) -> list[socket.socket]:
