@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ADDRESS ?= 127.0.0.1:8000
 
-.PHONY: serve test test-browser lint types format mutants bench clean
+.PHONY: serve test test-browser test-package docs lint types format mutants bench clean
 
 serve: $(VENV)/installed
 	$(BIN)/tidegate serve examples/image_classification.py --http $(ADDRESS)
@@ -20,6 +20,15 @@ test-browser: $(VENV)/installed
 	@command -v chromium chromium-browser google-chrome >/dev/null || apt-get install -y -qq --no-install-recommends chromium || \
 		echo "no Chromium, and no leave to install it: these tests are skipped"
 	$(BIN)/python -m pytest tests/browser -m browser
+
+# The wheel and the source distribution: what is in them, and a new user's first minutes with nothing but the wheel.
+test-package: $(VENV)/installed
+	$(BIN)/python -m pytest tests/test_packaging.py -m package
+
+# Into docs/_build/html; a warning is an error.
+docs: $(VENV)/installed
+	$(BIN)/python docs/_ext/tables.py
+	$(BIN)/python -m sphinx -b html -W --keep-going docs docs/_build/html
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check
@@ -49,4 +58,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build .mypy_cache .pytest_cache .ruff_cache .hypothesis

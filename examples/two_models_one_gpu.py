@@ -14,7 +14,6 @@ Where there are several GPUs, both models would be on each of them. `--devices c
 
 import sys
 import time
-from collections import Counter
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -91,10 +90,8 @@ def main() -> None:
             answers = list(client.map(images, handler=name))
             seconds = time.perf_counter() - begun
             right = sum(answer["digit"] == label for answer, label in zip(answers, labels, strict=True))
-            devices = Counter(answer["device"] for answer in answers)
-            print(
-                f"{name:<8} {right} of {len(images)} right, {len(images) / seconds:,.0f} images/s on {', '.join(devices)}"
-            )
+            rate, devices = len(images) / seconds, ", ".join({answer["device"] for answer in answers})
+            print(f"{name:<8} {right} of {len(images)} right, {rate:,.0f} images/s on {devices}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import tidegate
 ROOT = Path(__file__).parent.parent
 FOLDERS = {"batching": "tidegate_batching", "sdk": "tidegate", "transports": "tidegate_transports"}
 INFO = f"tidegate-{tidegate.__version__}.dist-info"
+# What the doors give out beside code.
+DATA = {".py", ".html", ".js"}
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +35,12 @@ def metadata(wheel: dict[str, str]) -> Message:
     return message_from_string(wheel[f"{INFO}/METADATA"])
 
 
-def test_it_holds_exactly_the_modules_of_the_three_packages(wheel: dict[str, str]) -> None:
+def test_it_holds_exactly_the_files_of_the_three_packages(wheel: dict[str, str]) -> None:
     expected = {
         path.relative_to(ROOT / folder).as_posix()
         for folder, package in FOLDERS.items()
         for path in (ROOT / folder / package).rglob("*")
-        if path.name == "py.typed" or path.suffix == ".py"
+        if path.name == "py.typed" or path.suffix in DATA
     }
     assert {name for name in wheel if not name.startswith(f"{INFO}/")} == expected
 
@@ -51,10 +53,12 @@ def test_each_package_tells_type_checkers_that_it_is_typed(package: str, wheel: 
 def test_it_brings_the_command_and_the_transports(wheel: dict[str, str]) -> None:
     entry_points = ConfigParser()
     entry_points.read_string(wheel[f"{INFO}/entry_points.txt"])
-    assert {section: dict(entry_points[section]) for section in entry_points.sections()} == {
-        "console_scripts": {"tidegate": "tidegate.cli:main"},
-        "tidegate.transports": {"http": "tidegate_transports.http:HTTPTransport"},
-    }
+    assert dict(entry_points["console_scripts"]) == {"tidegate": "tidegate.cli:main"}
+    doors = dict(entry_points["tidegate.transports"])
+    assert set(doors) == {"asgi", "granian", "http", "jsonl", "uvicorn", "ws"}
+    for door in doors.values():
+        module = door.partition(":")[0].replace(".", "/")
+        assert f"{module}.py" in wheel
 
 
 def test_its_licence_and_its_readme_are_in_it(wheel: dict[str, str], metadata: Message) -> None:
@@ -63,8 +67,17 @@ def test_its_licence_and_its_readme_are_in_it(wheel: dict[str, str], metadata: M
     assert "# tidegate" in str(metadata.get_payload())
 
 
+def test_it_says_on_what_it_runs(metadata: Message) -> None:
+    classifiers = metadata.get_all("Classifier", [])
+    assert metadata["Requires-Python"] == ">=3.11"
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13, 14)} <= set(classifiers)
+    assert "Operating System :: POSIX :: Linux" in classifiers
+    assert not any("Windows" in one for one in classifiers)
+    assert "Typing :: Typed" in classifiers
+
+
 def test_torch_is_an_extra(metadata: Message) -> None:
     needed = [requirement for requirement in metadata.get_all("Requires-Dist", []) if "extra ==" not in requirement]
     assert {requirement.split(">")[0] for requirement in needed} >= {"aiohttp", "anyio", "msgspec", "numpy"}
     assert not any(requirement.startswith("torch") for requirement in needed)
-    assert "torch" in metadata.get_all("Provides-Extra", [])
+    assert set(metadata.get_all("Provides-Extra", [])) == {"torch", "gpu", "asgi", "all"}

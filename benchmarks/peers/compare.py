@@ -24,7 +24,7 @@ from contenders import CONTENDERS, Contender
 from environments import ENVIRONMENTS, ROOT, versions
 from report import write
 from results import Cell, Results
-from running import Running, run
+from running import Running, WrongAnswer, run
 from workloads import WORKLOADS, Workload
 from wrk import GENERATOR, ceiling, measure
 
@@ -68,7 +68,10 @@ def _compare(workload: Workload, arguments: argparse.Namespace, results: Results
                     results.add(Cell(workload.name, service.contender.name, connections), turn, measured)
             print(f"{workload.name}: round {turn + 1} of {arguments.rounds}", flush=True)
         for service in services:
-            service.check(8, first=100)
+            try:
+                service.check(8, first=100)
+            except WrongAnswer as error:
+                results.drop(workload.name, service.contender.name, str(error))
 
 
 def _start(

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import gc
 import heapq
-import multiprocessing
 import os
+import pickle
 import random
 import select
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection as Pipe
-from multiprocessing.synchronize import Barrier
 from typing import NamedTuple
 
 __all__ = ["Plan", "Question", "Tally", "percentile", "question", "run"]
@@ -105,31 +105,48 @@ def percentile(values: Sequence[float], share: float) -> float:
 def run(plan: Plan) -> Tally:
     """Carry it out, spread over `plan.processes`."""
     processes = min(plan.processes, plan.connections)
-    context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(processes)
-    ends, workers = [], []
+    workers = []
     for number in range(processes):
-        ours, theirs = context.Pipe(duplex=False)
         share = plan.connections // processes + (number < plan.connections % processes)
         part = plan._replace(connections=share, rate=plan.rate and plan.rate / processes)
-        worker = context.Process(target=_worker, args=(part, number, ready, theirs), daemon=True)
-        worker.start()
-        theirs.close()
-        ends.append(ours)
+        # Not by multiprocessing: that would import whatever the caller's script imports.
+        worker = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert worker.stdin is not None
+        worker.stdin.write(pickle.dumps((part, number)))
+        worker.stdin.flush()
         workers.append(worker)
     total = Tally()
-    for one in ends:
-        total.add(one.recv())
+    # All have connected before the first one asks.
     for worker in workers:
-        worker.join()
+        assert worker.stdout is not None
+        worker.stdout.read(1)
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write(b"!")
+        worker.stdin.close()
+    for worker in workers:
+        assert worker.stdout is not None
+        total.add(pickle.load(worker.stdout))
+        worker.stdout.close()
+        if worker.wait():
+            raise RuntimeError(f"a process of the load generator ended with {worker.returncode}")
     return total
 
 
-def _worker(plan: Plan, number: int, ready: Barrier, pipe: Pipe) -> None:
+_CHILD = f"import sys; sys.path.insert(0, {os.path.dirname(os.path.abspath(__file__))!r}); import load; load.work()"
+
+
+def work() -> None:
+    """One process's part: what to do comes on standard input, what came of it goes to standard output."""
+    plan, number = pickle.load(sys.stdin.buffer)
     gc.disable()
     loop = _Loop(plan, number)
-    ready.wait()
-    pipe.send(loop.run())
+    output = sys.stdout.buffer
+    output.write(b"r")
+    output.flush()
+    sys.stdin.buffer.read(1)
+    pickle.dump(loop.run(), output)
+    output.flush()
 
 
 class _Client:
@@ -349,8 +366,3 @@ class _Loop:
             _, _, serial, client = heapq.heappop(self._leaving)
             if client.asked is not None and client.serial == serial:
                 self._ended(client, "left", again)
-
-
-def cores() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))

@@ -59,6 +59,12 @@ class Results:
                 f"{measured.errors} errors in round {turn + 1}: void"
             )
 
+    def drop(self, workload: str, contender: str, why: str) -> None:
+        """A service that answers wrongly after it was measured has measured nothing."""
+        for cell in [cell for cell in self.cells if (cell.workload, cell.contender) == (workload, contender)]:
+            self.cells[cell].clear()
+        self.failed[f"{contender}, {workload}"] = f"{why}: void"
+
     def of(self, cell: Cell, name: str) -> Figure | None:
         """One field's median and spread over the rounds without errors."""
         return figure([getattr(one, name) for one in self.cells.get(cell, {}).values() if not one.errors])

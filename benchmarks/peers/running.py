@@ -59,8 +59,11 @@ class Running:
 
     def _check_one(self, seed: int) -> None:
         value = self.workload.value(seed)
-        status, body = self.ask(self.contender.request_body(self.workload, value))
         who = f"{self.contender.name}, {self.workload.name}"
+        try:
+            status, body = self.ask(self.contender.request_body(self.workload, value))
+        except (OSError, http.client.HTTPException) as error:
+            raise WrongAnswer(f"{who}: no answer to seed {seed}: {type(error).__name__}: {error}") from None
         if status != 200:
             raise WrongAnswer(f"{who}: status {status}: {body[:300]!r}")
         answer: Any = self.contender.answer_of(json.loads(body))
