@@ -43,8 +43,8 @@ def length_class(text: str) -> int:
 
 # `max_batch_size`: so many texts at most. `cost` and `max_batch_cost`: fewer where they are long, since 64 of those
 # might not fit into memory; one that is too long on its own is refused. `group_by`: only texts of about one length
-# together, since each is padded to the longest of its batch, and padding is computed like text. A CPU embeds up to three
-# times as many texts a second that way; a large GPU, which this small model cannot fill, gains nothing from it.
+# together, since each is padded to the longest of its batch, and padding is computed like text. A CPU embeds up to
+# three times as many texts a second that way; a large GPU, which this small model cannot fill, gains nothing from it.
 @serve(max_batch_size=64, max_batch_cost=20_000, cost=len, group_by=length_class, setup=load_model, batch=pad)
 @torch.inference_mode()
 def embed(model: Model, batch: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:

@@ -85,9 +85,10 @@ def serve(target: Any = None, /, *, name: str | None = None, **options: Any) -> 
     timeout: seconds until a caller gets `DeadlineExceeded`, waiting and running together; None for no limit.
     concurrency: batches in flight per worker; more than 1 needs `async def`. 100 for an unbatched `async def`, else 1.
     isolate_errors: re-run a failed batch in parts to find the culprit; False never runs anything twice.
-    devices, workers_per_device: where, and how often, the handler runs; devices so far "auto" or "cpu".
-    devices_per_worker, worker, max_run_time: for process workers and several GPUs. Until there are any, `App` refuses
-        what it would have to ignore: more than 1, "process", and any limit on a batch's run.
+    devices: "auto" (every accelerator, else the CPU), "cpu", "cuda", how many, or which: [0, 3], "cuda:1", a UUID.
+    workers_per_device, devices_per_worker: how many workers on each device, how many devices for each worker.
+    worker: "process" (a process of its own; what doors get) or "thread" (of this process; what calls in process get).
+    max_run_time: seconds after which a batch counts as a death of its worker; None for no limit.
     overlap: run decode_request and encode_response of neighbouring batches beside the function.
     forward_headers: names of request headers that `current_batch()` may see; never credentials.
     warmup: an example input, or a callable that makes one; workers run it before they count as ready.

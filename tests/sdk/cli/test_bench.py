@@ -210,7 +210,7 @@ def test_nobody_there_is_told_with_3(run: Run, folder: Path) -> None:
 
 def test_requests_that_fail_make_it_1_and_have_a_line(run: Run, folder: Path) -> None:
     (folder / "in.jsonl").write_text("1\n0\n")
-    ran = run("app.py:picky", "--in-process", "--input", "in.jsonl", "--connections", "2", *SHORT)
+    ran = run("app.py:picky", "--in-process", "--input", "in.jsonl", "--connections", "2", "--duration", "2")
     assert ran.returncode == 1
     assert "422 handler-refused, such as: zero is no number" in ran.stdout
     assert "failed" in ran.stdout
