@@ -8,7 +8,6 @@ void. Ratios are taken within a round, then their median.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 import time
@@ -102,7 +101,12 @@ def _ceiling(services: Sequence[Running]) -> dict[str, float]:
 
 def _machine() -> str:
     model = next(
-        (line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine()
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
     )
     return f"{model}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total >> 30} GiB, Linux {platform.release()}"
 

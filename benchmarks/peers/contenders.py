@@ -56,7 +56,7 @@ class Contender(NamedTuple):
         if self.environment == "tidegate":
             flags = ["--max-batch-size", f"{settings.max_batch}", "--batch-timeout", f"{settings.window}"]
             flags += ["--timeout", f"{settings.timeout}"]
-            command = lambda workload, port: [*self.command(workload, port), *flags]  # noqa: E731 - it is one
+            command = lambda workload, port: [*self.command(workload, port), *flags]
         return self._replace(variables=tuple(told.items()), command=command)
 
     def request_body(self, workload: Workload, value: Any) -> Body:
@@ -75,7 +75,9 @@ class Contender(NamedTuple):
 
 @functools.cache
 def _has_fronts() -> bool:
-    shown = subprocess.run([TIDEGATE, "serve", "--help"], capture_output=True, check=True, env={**os.environ, "COLUMNS": "200"})
+    shown = subprocess.run(
+        [TIDEGATE, "serve", "--help"], capture_output=True, check=True, env={**os.environ, "COLUMNS": "200"}
+    )
     return b"--http-processes" in shown.stdout
 
 
@@ -122,7 +124,9 @@ _ALL = (
     Contender("tidegate aiohttp", "tidegate", _tidegate(), _own_path, True),
     Contender("tidegate uvicorn", "tidegate", _tidegate("uvicorn"), _own_path, True),
     Contender("tidegate granian", "tidegate", _tidegate("granian"), _own_path, True),
-    Contender("tidegate aiohttp, thread", "tidegate", _tidegate(worker="thread"), _own_path, True, only=("echo", "embed")),
+    Contender(
+        "tidegate aiohttp, thread", "tidegate", _tidegate(worker="thread"), _own_path, True, only=("echo", "embed")
+    ),
     Contender("tidegate, 1 front end", "tidegate", _fronts(1), _own_path, True, only=("echo", "embed", "image64")),
     Contender("tidegate, 2 front ends", "tidegate", _fronts(2), _own_path, True),
     Contender("Mosec", "mosec", _mosec, _at("/inference"), True),
@@ -136,7 +140,13 @@ _ALL = (
         only=("echo", "sleep5", "torch"),
     ),
     Contender(
-        "LitServe", "litserve", _script("litserve", "litserve_service.py"), _at("/predict"), True, form=True, wrapped=True
+        "LitServe",
+        "litserve",
+        _script("litserve", "litserve_service.py"),
+        _at("/predict"),
+        True,
+        form=True,
+        wrapped=True,
     ),
     Contender("bare aiohttp", "bare", _script("bare", "bare_aiohttp.py"), _at("/infer"), False),
     Contender("bare FastAPI", "bare", _script("bare", "bare_fastapi.py"), _at("/infer"), False),

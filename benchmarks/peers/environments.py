@@ -25,7 +25,19 @@ ENVIRONMENTS: dict[str, list[str]] = {
     "mosec": ["mosec"],
     "bare": ["aiohttp", "fastapi", "uvicorn[standard]", "granian", "uvloop", "orjson"],
 }
-_TOLD = ("aiohttp", "fastapi", "granian", "litserve", "mosec", "numpy", "orjson", "tidegate", "torch", "uvicorn", "uvloop")
+_TOLD = (
+    "aiohttp",
+    "fastapi",
+    "granian",
+    "litserve",
+    "mosec",
+    "numpy",
+    "orjson",
+    "tidegate",
+    "torch",
+    "uvicorn",
+    "uvloop",
+)
 
 
 def python_of(environment: str) -> str:

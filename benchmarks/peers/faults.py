@@ -151,7 +151,11 @@ def _idle(contender: Contender, seconds: float) -> Row:
         time.sleep(2 * seconds)
         spent = running.cpu_seconds() - before
         share = spent / (time.perf_counter() - begun)
-        return {"% of a core": 100 * share, "processes": len(running.processes()), "resident, MB": running.memory() / 1e6}
+        return {
+            "% of a core": 100 * share,
+            "processes": len(running.processes()),
+            "resident, MB": running.memory() / 1e6,
+        }
 
 
 def _windowed(contender: Contender, seconds: float) -> Row:

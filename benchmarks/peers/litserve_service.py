@@ -20,7 +20,7 @@ class Model(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.model = model(WORKLOAD)
 
-    def decode_request(self, request) -> Any:  # noqa: ANN001 - LitServe reads the annotation as the body's type
+    def decode_request(self, request) -> Any:
         match WORKLOAD:
             case "image64":
                 return np.frombuffer(base64.b64decode(request["image"]), np.uint8).reshape(SIDE, SIDE, 3)

@@ -38,9 +38,7 @@ class Question(NamedTuple):
 
 def question(kind: str, path: str, body: bytes, content_type: str, right: bytes | None = None) -> Question:
     """The request as it goes over the wire."""
-    head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     return Question(kind, head.encode() + body, right)
 
 

@@ -54,7 +54,9 @@ class Counted:
     """Takes 20 ms, and notes how many rows it has run in the file that COUNTS names."""
 
     def __init__(self) -> None:
-        self._file = os.open(os.environ["COUNTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT) if "COUNTS" in os.environ else -1
+        self._file = (
+            os.open(os.environ["COUNTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT) if "COUNTS" in os.environ else -1
+        )
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         time.sleep(0.02)

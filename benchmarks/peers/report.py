@@ -32,11 +32,29 @@ BUDGETS = (
     Budget("echo, 64 connections, granian / Mosec", "echo", 64, "rate", "tidegate granian", "Mosec", 1.6),
     Budget("embedding, 64 connections, aiohttp / Mosec", "embed", 64, "rate", "tidegate aiohttp", "Mosec", 3),
     Budget(
-        "one connection, p50, thread worker / bare aiohttp", "echo", 1, "p50", "tidegate aiohttp, thread", "bare aiohttp", 1.5, False
+        "one connection, p50, thread worker / bare aiohttp",
+        "echo",
+        1,
+        "p50",
+        "tidegate aiohttp, thread",
+        "bare aiohttp",
+        1.5,
+        False,
     ),
-    Budget("one connection, p50, process worker / bare aiohttp", "echo", 1, "p50", "tidegate aiohttp", "bare aiohttp", 2.5, False),
+    Budget(
+        "one connection, p50, process worker / bare aiohttp",
+        "echo",
+        1,
+        "p50",
+        "tidegate aiohttp",
+        "bare aiohttp",
+        2.5,
+        False,
+    ),
     Budget("one connection, p50, process worker / Mosec", "echo", 1, "p50", "tidegate aiohttp", "Mosec", 0.1, False),
-    Budget("one connection, p50, process worker / LitServe", "echo", 1, "p50", "tidegate aiohttp", "LitServe", 0.1, False),
+    Budget(
+        "one connection, p50, process worker / LitServe", "echo", 1, "p50", "tidegate aiohttp", "LitServe", 0.1, False
+    ),
 )
 
 
@@ -74,7 +92,9 @@ def _budgets(results: Results) -> str:
             continue
         holds = found.median >= one.limit if one.at_least else found.median <= one.limit
         sign = "≥" if one.at_least else "≤"
-        lines.append(f"| {one.about} | {sign} {one.limit:g} | {_spread(found, '.2f')} | {'holds' if holds else 'missed'} |")
+        lines.append(
+            f"| {one.about} | {sign} {one.limit:g} | {_spread(found, '.2f')} | {'holds' if holds else 'missed'} |"
+        )
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
@@ -89,7 +109,10 @@ def _workload(results: Results, name: str) -> str:
         ("p99, ms", "p99", 1e3, ".2f"),
         ("CPU seconds per 1,000 requests", "cpu_per_1000", 1, ".3f"),
     ):
-        lines = [f"| {title} | " + " | ".join(f"{count}" for count in connections) + " |", "| --- |" + " --- |" * len(connections)]
+        lines = [
+            f"| {title} | " + " | ".join(f"{count}" for count in connections) + " |",
+            "| --- |" + " --- |" * len(connections),
+        ]
         for contender in contenders:
             found = [results.of(Cell(name, contender, count), field) for count in connections]
             lines.append(f"| {contender} | " + " | ".join(_scaled(one, scale, form) for one in found) + " |")
@@ -120,7 +143,12 @@ def _faults(results: Results) -> str:
     parts = []
     for name, rows in results.faults.items():
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        lines = [f"## {name}", "", "| |" + "".join(f" {column} |" for column in columns), "| --- |" + " --- |" * len(columns)]
+        lines = [
+            f"## {name}",
+            "",
+            "| |" + "".join(f" {column} |" for column in columns),
+            "| --- |" + " --- |" * len(columns),
+        ]
         for contender, row in rows.items():
             lines.append(f"| {contender} |" + "".join(f" {_plain(row.get(column, ''))} |" for column in columns))
         parts.append("\n".join(lines))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -116,7 +117,7 @@ def weights() -> list[np.ndarray]:
     sizes = [FEATURES, 512, 512, CLASSES]
     return [
         (generator.standard_normal((before, after)) / before**0.5).astype(np.float32)
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True)
+        for before, after in itertools.pairwise(sizes)
     ]
 
 

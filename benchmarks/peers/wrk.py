@@ -57,7 +57,13 @@ def measure(running: Running, connections: int, seconds: int) -> Measured:
     elapsed = time.perf_counter() - begun
     good = max(asked - errors, 0)
     return Measured(
-        good / took, p50, p99, errors, 1000 * spent / good if good else float("nan"), spent / elapsed, load_cpu / elapsed
+        good / took,
+        p50,
+        p99,
+        errors,
+        1000 * spent / good if good else float("nan"),
+        spent / elapsed,
+        load_cpu / elapsed,
     )
 
 

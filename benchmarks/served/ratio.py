@@ -75,7 +75,13 @@ def body_of(handler: str) -> tuple[bytes, str]:
 def served(handler: str, batch: int, fronts: int, args: argparse.Namespace) -> dict[str, Any]:
     import load
 
-    command = [sys.executable, "-c", "from tidegate.cli import main; main()", "serve", f"{HERE / 'handlers.py'}:{handler}"]
+    command = [
+        sys.executable,
+        "-c",
+        "from tidegate.cli import main; main()",
+        "serve",
+        f"{HERE / 'handlers.py'}:{handler}",
+    ]
     command += ["--http", "127.0.0.1:0", "--http-processes", str(fronts), "--server", args.server]
     process = subprocess.Popen(
         command, env=args.environment | {"BATCH": str(batch)}, stdout=subprocess.PIPE, text=True, cwd=HERE
@@ -91,7 +97,11 @@ def served(handler: str, batch: int, fronts: int, args: argparse.Namespace) -> d
         port = int(url.split(":")[2].split("/")[0])
         body, content_type = body_of(handler)
         plan = load.Plan(
-            port, [load.question(handler, f"/{handler}", body, content_type)], args.connections, 2.0, args.load_processes
+            port,
+            [load.question(handler, f"/{handler}", body, content_type)],
+            args.connections,
+            2.0,
+            args.load_processes,
         )
         load.run(plan)  # sizes are met, their times learned
         before = _information(port, handler)
@@ -127,7 +137,7 @@ def _information(port: int, handler: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    numbers = lambda text: [int(one) for one in text.split(",")]  # noqa: E731
+    numbers = lambda text: [int(one) for one in text.split(",")]
     parser.add_argument("--handlers", default="bert,resnet,resnet64")
     parser.add_argument("--batches", type=numbers, default=[64, 256])
     parser.add_argument("--fronts", type=numbers, default=[1, 4, 8])
@@ -141,11 +151,16 @@ def main() -> None:
     args.environment = {**os.environ, **({"TINY": "1"} if args.tiny else {})}
     asked = args.connections
     rows = []
-    print(f"{'model':9} {'batch':>5} {'fronts':>6} {'items/s':>9} {'of bare':>7} {'mean batch':>10} {'p50 ms':>8} {'p99 ms':>8} {'errors':>6}")
+    print(
+        f"{'model':9} {'batch':>5} {'fronts':>6} {'items/s':>9} {'of bare':>7} {'mean batch':>10} {'p50 ms':>8} {'p99 ms':>8} {'errors':>6}"
+    )
     for handler in args.handlers.split(","):
         for batch in args.batches:
             ceiling = bare("bert" if handler == "bert" else "resnet", batch, min(args.seconds, 4.0), args.environment)
-            print(f"{handler:9} {batch:5}   bare {ceiling['per_second']:9,.0f}   1.00 {batch:10} {ceiling['ms']:8.2f}", flush=True)
+            print(
+                f"{handler:9} {batch:5}   bare {ceiling['per_second']:9,.0f}   1.00 {batch:10} {ceiling['ms']:8.2f}",
+                flush=True,
+            )
             for fronts in args.fronts:
                 args.connections = asked or 4 * batch
                 row = served(handler, batch, fronts, args)

@@ -89,6 +89,8 @@ class App:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        if spawned():
+            raise RuntimeError('a worker imports this script: enter an App below `if __name__ == "__main__":`')
         self.draining, self.drain_ends_at = False, math.inf
         self.failure = asyncio.get_running_loop().create_future()
         kind = self._worker or ("process" if self._served else "thread")

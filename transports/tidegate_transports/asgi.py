@@ -271,4 +271,3 @@ def _split(path: str, root: str) -> tuple[str, str]:
 def mounted(app: App, **options: Any) -> ASGI:
     """An app's ASGI callable with these `HTTPOptions`, those of the environment where it is not told otherwise."""
     return ASGI(app, HTTPOptions.from_environment(os.environ, **options))
-

@@ -35,9 +35,7 @@ class HTTPTransport:
     shared: with other processes of one service, on a port that is reserved for them.
     """
 
-    def __init__(
-        self, address: str, options: HTTPOptions | None = None, *, shared: bool = False, **given: Any
-    ) -> None:
+    def __init__(self, address: str, options: HTTPOptions | None = None, *, shared: bool = False, **given: Any) -> None:
         self._address = parse_address(address)
         self._shared = shared
         self.options = options or HTTPOptions.from_environment(os.environ, **given)

@@ -28,9 +28,7 @@ LAST_WORDS = 1.0
 class _ServerTransport:
     """What the servers share: an address, a socket of our own, the exchange behind ASGI, one deadline."""
 
-    def __init__(
-        self, address: str, options: HTTPOptions | None = None, *, shared: bool = False, **given: Any
-    ) -> None:
+    def __init__(self, address: str, options: HTTPOptions | None = None, *, shared: bool = False, **given: Any) -> None:
         self._address = parse_address(address)
         self._shared = shared
         self.options = options or HTTPOptions.from_environment(os.environ, **given)

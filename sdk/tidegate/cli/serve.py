@@ -7,7 +7,7 @@ import errno
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import click
@@ -19,7 +19,6 @@ from rich.text import Text
 from tidegate.app import DRAIN_DELAY, App, serve_until_stopped
 from tidegate.cli.overrides import Change, handler_options, loaded_handlers, stop
 from tidegate.handler import Handler
-from tidegate.placement import cores
 from tidegate.service import DRAIN_TIMEOUT, SetupFailed
 from tidegate.transport import Transport, load_transport
 from tidegate_transports.fronts import FrontsTransport
@@ -134,7 +133,7 @@ def serve(
     handlers = loaded_handlers(targets, settings)
     configure(log_format)
     try:
-        fronts = _front_count(http_processes, handlers)
+        fronts = _front_count(http_processes)
         doors: dict[str, Any] = {"http": _http_door(server, http or _default_address(), fronts, log_format, given)}
         if ws is not None:
             # The same keys, origins and limits: a second door must not be an open one.
@@ -153,23 +152,23 @@ def _default_address() -> str:
     return f"0.0.0.0:{port}" if port else "127.0.0.1:8000"
 
 
-def _front_count(text: str, handlers: Sequence[Handler[..., Any]]) -> int:
-    """How many front ends: as given, or a process for each core that the workers and the hub leave."""
+def _front_count(text: str) -> int | Literal["auto"]:
     if text == "auto":
-        workers = sum(handler.options.workers_per_device for handler in handlers)
-        return max(1, cores() - workers - 1)
+        return "auto"
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"--http-processes {text!r}: give a whole number, 1 or more, or auto")
     return int(text)
 
 
-def _http_door(server: str, address: str, fronts: int, log_format: str, given: dict[str, Any]) -> Transport:
+def _http_door(
+    server: str, address: str, fronts: int | Literal["auto"], log_format: str, given: dict[str, Any]
+) -> Transport:
     """The door of that server; what is not given is left to the environment."""
     origins: tuple[str, ...] = given.pop("cors_origin")
     options: dict[str, Any] = {name: value for name, value in given.items() if not name.startswith("no_")}
     options |= {name: False for name in ("metrics", "docs") if given[f"no_{name}"]}
     options["cors_origins"] = origins or None
-    if fronts > 1:
+    if fronts != 1:
         return FrontsTransport(address, fronts, _SERVERS[server], log_format=log_format, **options)
     door: Callable[..., Transport] = load_transport(_SERVERS[server])
     return door(address, **options)

@@ -95,7 +95,7 @@ class ProcessWorker:
         )
         try:
             self._link.send(_message(self._sent + 1, batch, values, self._freed))
-        except frames.ProtocolError:
+        except Exception:  # too large, or a header that is no text
             for offset in values.freed:
                 self._arena.free(offset)
             raise

@@ -145,7 +145,15 @@ def test_a_rollout_under_load_refuses_nobody(server: str, launch: Launch) -> Non
 
 def test_a_second_service_does_not_share_the_port_silently(server: str, tidegate: str, service: str) -> None:
     handlers = Path(__file__).with_name("handlers.py")
-    command = [tidegate, "serve", str(handlers), "--server", server, "--http", f"127.0.0.1:{port_of(service)}"]
+    command = [
+        tidegate,
+        "serve",
+        str(handlers),
+        "--server",
+        server.partition("-")[0],
+        "--http",
+        f"127.0.0.1:{port_of(service)}",
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ran.returncode, "in use" in ran.stderr, len(ran.stderr.splitlines())) == (1, True, 1)
     assert httpx.get(f"{service}/livez").status_code == 200
