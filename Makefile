@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ADDRESS ?= 127.0.0.1:8000
 
-.PHONY: serve test test-browser test-package docs lint types format mutants bench clean
+.PHONY: serve test test-browser test-package docs lint types format mutants bench bench-peers clean
 
 serve: $(VENV)/installed
 	$(BIN)/tidegate serve examples/image_classification.py --http $(ADDRESS)
@@ -47,6 +47,15 @@ mutants: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-columns=min,median,stddev
+
+# Side by side with LitServe, Mosec and servers without batching, each in an environment of its own under .bench/. About
+# half an hour; PEERS="--quick" takes ten minutes, PEERS="--only echo,tidegate,mosec" less. wrk makes the load where it is
+# installed or may be; else benchmarks/peers/load.py does.
+PEERS ?=
+bench-peers:
+	@command -v wrk >/dev/null || apt-get install -y -qq --no-install-recommends wrk || echo "no wrk: a generator in Python makes the load"
+	$(PYTHON) benchmarks/peers/environments.py
+	.bench/tidegate/bin/python benchmarks/peers/compare.py $(PEERS)
 
 # torch first and alone: a plain `torch` would bring gigabytes of CUDA libraries, so the constraints name the CPU build.
 $(VENV)/installed: pyproject.toml constraints.txt

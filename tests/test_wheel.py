@@ -55,7 +55,7 @@ def test_it_brings_the_command_and_the_transports(wheel: dict[str, str]) -> None
     entry_points.read_string(wheel[f"{INFO}/entry_points.txt"])
     assert dict(entry_points["console_scripts"]) == {"tidegate": "tidegate.cli:main"}
     doors = dict(entry_points["tidegate.transports"])
-    assert set(doors) == {"asgi", "granian", "http", "jsonl", "uvicorn", "ws"}
+    assert set(doors) == {"asgi", "fronts", "granian", "http", "jsonl", "uvicorn", "ws"}
     for door in doors.values():
         module = door.partition(":")[0].replace(".", "/")
         assert f"{module}.py" in wheel

@@ -164,7 +164,9 @@ class App:
         for counted in self.counters:
             doors += await counted()
         devices = {str(device): usage for device, usage in self._devices.usage().items()}
-        return Overview(self.ready, self.alive, self.draining, self.status(), self.statistics(), devices, doors)
+        return Overview(
+            self.ready, self.alive, self.draining, self.status(), self.statistics(), devices, doors, os.getpid()
+        )
 
     # ------------------------------------------------------------------ requests
 
@@ -296,10 +298,13 @@ async def serve_until_stopped(
         raise app.failure.result()
 
 
-def run(*handlers: Handler[..., Any] | type, **doors: str | Transport) -> None:
+def run(
+    *handlers: Handler[..., Any] | type, http_processes: int | Literal["auto"] = 1, **doors: str | Transport
+) -> None:
     """Serve until SIGINT or SIGTERM, at http://127.0.0.1:8000 unless doors are given; `App` is the same inside a loop.
 
-    Requests in flight are answered first. In a worker's process, which imports the script, it returns at once.
+    http_processes: how many processes read and write the HTTP in front of the one that batches; "auto": the cores that
+    the workers leave. Requests in flight are answered first. In a worker's process, which imports the script, it returns at once.
     Raises what `App` raises.
 
     Example, in a script:
@@ -312,6 +317,11 @@ def run(*handlers: Handler[..., Any] | type, **doors: str | Transport) -> None:
     if spawned():
         return  # a worker imports the script that calls this
     chosen: dict[str, Any] = dict(doors or {"http": "127.0.0.1:8000"})
+    if http_processes != 1:
+        if not isinstance(chosen.get("http"), str):
+            raise TypeError(f"http_processes={http_processes!r} needs http= as an address, such as '127.0.0.1:8000'")
+        fronts: Callable[..., Transport] = load_transport("fronts")
+        chosen["http"] = fronts(chosen["http"], http_processes)
     app = App(*handlers, **chosen)
     asyncio.run(serve_until_stopped(app))
 

@@ -89,7 +89,10 @@ def _added(one: Histogram, other: Histogram) -> Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """A whole app at one instant, in whichever process one asks. devices: by name, as far as the driver tells."""
+    """A whole app at one instant, in whichever process one asks. devices: by name, as far as the driver tells.
+
+    pid: of the process that batches.
+    """
 
     ready: bool
     alive: bool
@@ -98,3 +101,4 @@ class Overview:
     statistics: Mapping[str, Statistics]
     devices: Mapping[str, Usage] = field(default_factory=dict)
     doors: DoorCounts = field(default_factory=DoorCounts)
+    pid: int = 0

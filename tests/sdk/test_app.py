@@ -280,7 +280,7 @@ def test_two_handlers_cannot_have_one_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("doors", "told"), [({"gopher": "x"}, "installed: asgi, granian, http"), ({"http": "x"}, "HOST:PORT")]
+    ("doors", "told"), [({"gopher": "x"}, "installed: asgi, fronts, granian"), ({"http": "x"}, "HOST:PORT")]
 )
 def test_a_door_that_cannot_be_opened_is_refused_before_anything_is_set_up(doors: dict[str, Any], told: str) -> None:
     def never(device: str) -> None:

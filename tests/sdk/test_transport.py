@@ -18,5 +18,6 @@ def test_an_unknown_name_is_refused_with_those_that_are_installed(third_party: P
     with pytest.raises(ValueError) as caught:
         load_transport("gopher")
     assert (
-        str(caught.value) == "no transport is called 'gopher'; installed: asgi, granian, http, jsonl, null, uvicorn, ws"
+        str(caught.value)
+        == "no transport is called 'gopher'; installed: asgi, fronts, granian, http, jsonl, null, uvicorn, ws"
     )

@@ -110,7 +110,7 @@ class Metrics:
         if self._registry is None:
             self._registry = CollectorRegistry(auto_describe=False)
             self._registry.register(self)
-            ProcessCollector(registry=self._registry)
+            ProcessCollector(pid=lambda: self._overview.pid, registry=self._registry)
         encoder, content_type = choose_encoder(accept or "")
         return encoder(self._registry), content_type
 
