@@ -101,6 +101,7 @@ async def test_of_a_thousand_requests_at_once_on_one_connection_each_ends_exactl
             assert (statistics.waiting, statistics.running) == (0, 0)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # who looks at every object wakes some that are deprecated
 async def test_memory_stays_flat_over_many_rounds(door: Door) -> None:
     draw = random.Random(11)
     counts = []
