@@ -98,7 +98,7 @@ class Running:
         family = self.processes()
         self._process.send_signal(signal.SIGINT)
         try:
-            self._process.wait(5)
+            self._process.wait(1.5)
         except subprocess.TimeoutExpired:
             pass
         for process in family:
