@@ -277,6 +277,16 @@ def watched(ports: list[int]) -> list[list[bool]]:
     return [[item.cancelled for item in current_batch().items]] * 2
 
 
+@serve(max_batch_size=4, batch_timeout=5.0)
+def patient(orders: list[str]) -> list[bool]:
+    """Who has gone; one that is told to wait does so until its first caller goes."""
+    items = current_batch().items
+    deadline = time.monotonic() + 20
+    while orders[0] == "wait" and not items[0].cancelled and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return [item.cancelled for item in items]
+
+
 # ---------------------------------------------------------------------- with hooks
 
 
