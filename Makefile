@@ -7,13 +7,19 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ADDRESS ?= 127.0.0.1:8000
 
-.PHONY: serve test test-browser test-package docs lint types format mutants bench bench-peers clean
+.PHONY: serve test test-tools test-browser test-package docs lint types format mutants bench bench-peers clean
 
 serve: $(VENV)/installed
 	$(BIN)/tidegate serve examples/image_classification.py --http $(ADDRESS)
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# Programs that some examples and recipes are tried with; where they are missing and may not be installed, those tests
+# are skipped.
+test-tools:
+	@command -v espeak-ng >/dev/null && command -v jq >/dev/null && command -v parallel >/dev/null || apt-get install -y -qq --no-install-recommends espeak-ng jq parallel || \
+		echo "no espeak-ng, jq or parallel, and no leave to install them: what needs them is skipped"
 
 # A real browser at /docs and at the WebSocket door. Where Chromium is missing it is installed if that is allowed.
 test-browser: $(VENV)/installed

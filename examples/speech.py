@@ -59,9 +59,9 @@ def record(digit: int, voice: Voice) -> bytes:
 
 
 def dialled(digit: int, voice: Voice) -> np.ndarray:
-    """The tones of a telephone's key, in a line that hums: the row's and the column's frequency."""
+    """The tones of a telephone's key, in a line that hums: the row's and the column's frequency. Some keys are held."""
     row, column = (3, 1) if digit == 0 else divmod(digit - 1, 3)
-    time = np.arange(RATE * 60 // voice.speed) / RATE
+    time = np.arange((1 + digit % 3) * RATE * 60 // voice.speed) / RATE
     noise = np.random.default_rng(voice.speed + digit).normal(size=len(time))
     tones = [(697, 770, 852, 941)[row], (1209, 1336, 1477)[column]]
     return 0.1 * noise + sum(0.3 * np.sin(2 * np.pi * tone * time) for tone in tones)
