@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["group_of", "is_tensor", "split", "stack"]
+__all__ = ["Rows", "group_of", "is_tensor", "rows_of", "split", "stack"]
 
 
 def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
@@ -74,14 +74,8 @@ def split(output: Any, dim: int = 0) -> list[Any]:
     """
     if isinstance(output, list):
         return output
-    if isinstance(output, np.ndarray):
-        _has_axis(output.ndim, dim)
-        # Copied once per batch: a function may use its output buffer again for the next one.
-        return list(np.moveaxis(output, dim, 0).copy())
-    if is_tensor(output):
-        _has_axis(output.ndim, dim)
-        output = output.detach()
-        return list((output.clone() if output.device.type == "cpu" else output.cpu()).unbind(dim))
+    if isinstance(output, np.ndarray) or is_tensor(output):
+        return list(rows_of(output, dim))
     if isinstance(output, dict) and output:
         columns = _columns(list(output.items()), dim, lambda key: f"[{key!r}]")
         return [dict(zip(output, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -93,6 +87,46 @@ def split(output: Any, dim: int = 0) -> list[Any]:
         f"cannot split {_describe(output)} into one output per item: "
         "return an array, a tensor, a list, a tuple or dict of those, or give unbatch="
     )
+
+
+class Rows(Sequence[Any]):
+    """A batch's output, one row per item, cut up only when somebody looks at a single one.
+
+    whole: an array or a tensor on the host, the items on its first axis. It may still be the function's own memory: it
+    is copied when it is cut, and whoever takes it whole does so before the function runs again.
+    """
+
+    __slots__ = ("_rows", "whole")
+
+    def __init__(self, whole: Any) -> None:
+        self.whole = whole
+        self._rows: list[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._cut()[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._cut())
+
+    def _cut(self) -> list[Any]:
+        if self._rows is None:
+            # Copied once per batch: a function may use its output buffer again for the next one.
+            self._rows = list(self.whole.clone().unbind(0) if is_tensor(self.whole) else self.whole.copy())
+        return self._rows
+
+
+def rows_of(output: Any, dim: int = 0) -> Sequence[Any]:
+    """`split`, but an array or a tensor stays whole until it is looked at: copied to the host, and not yet cut."""
+    if isinstance(output, np.ndarray):
+        _has_axis(output.ndim, dim)
+        return Rows(np.moveaxis(output, dim, 0))
+    if is_tensor(output):
+        _has_axis(output.ndim, dim)
+        return Rows(output.detach().cpu().movedim(dim, 0))
+    return split(output, dim)
 
 
 def _columns(leaves: list[tuple[Any, Any]], dim: int, label: Callable[[Any], str]) -> list[list[Any]]:

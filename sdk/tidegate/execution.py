@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
-from tidegate.collate import group_of, split, stack
+from tidegate.collate import group_of, rows_of, stack
 from tidegate.context import BatchContext, ItemContext, RunningItem, running_batch
 from tidegate.handler import Handler
 from tidegate.sentinels import END, SKIP, Sentinel
@@ -50,17 +50,27 @@ class Work(Protocol):
 class Prepared:
     """A batch whose items are decoded; an exception instance in an item's place has failed already."""
 
-    __slots__ = ("batch", "context", "inputs", "stacked")
+    __slots__ = ("_inputs", "batch", "context", "stacked")
 
-    def __init__(self, batch: Work, context: BatchContext, inputs: list[Any]) -> None:
+    def __init__(self, batch: Work, context: BatchContext) -> None:
         self.batch = batch
-        # Where the values came as one array already, that is the function's argument as it is.
+        # Where the values came as one array already, that is the function's argument as it is, and nobody looks at
+        # the single ones.
         self.stacked: Any = getattr(batch, "stacked", None)
         self.context = context
-        self.inputs = inputs
+        self._inputs: list[Any] | None = None
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The items, as they were sent or as they were decoded."""
+        if self._inputs is None:
+            self._inputs = list(self.batch.values)
+        return self._inputs
 
     def alive(self) -> list[int]:
         """The places of the items that are still to be run."""
+        if self.stacked is not None:
+            return list(range(len(self.batch.items)))
         return [i for i, value in enumerate(self.inputs) if not isinstance(value, BaseException)]
 
     def part(self, places: list[int]) -> BatchContext:
@@ -119,7 +129,7 @@ class Execution:
     async def decode(self, batch: Work) -> Prepared:
         """The items as the function's batch will see them; a hook's failure is its item's alone."""
         context = BatchContext(self._device, [ItemContext(item) for item in batch.items])
-        prepared = Prepared(batch, context, list(batch.values))
+        prepared = Prepared(batch, context)
         if self._decode is None:
             return prepared
         running_batch.set(context)
@@ -132,10 +142,15 @@ class Execution:
                 prepared.inputs[i] = _invalid(error)
         return prepared
 
-    async def run(self, prepared: Prepared) -> list[Any]:
-        """One output, or exception instance, per item; raises what the batch hooks or the function raise."""
-        outputs = list(prepared.inputs)
+    async def run(self, prepared: Prepared) -> Sequence[Any]:
+        """One output, or exception instance, per item; raises what the batch hooks or the function raise.
+
+        What it gives may lie in the function's own memory: it is to be used before the function runs again.
+        """
         groups = self._groups(prepared)
+        if len(groups) == 1 and len(groups[0]) == len(prepared.batch.items):
+            return await self._run_group(prepared, groups[0])
+        outputs = list(prepared.inputs)
         for places in groups:
             try:
                 results = await self._run_group(prepared, places)
@@ -148,10 +163,11 @@ class Execution:
                 outputs[place] = output
         return outputs
 
-    async def encode(self, prepared: Prepared, outputs: list[Any]) -> list[Any]:
+    async def encode(self, prepared: Prepared, outputs: Sequence[Any]) -> Sequence[Any]:
         """The outputs as the caller will see them; a hook's failure is its item's alone."""
         if self._encode is None:
             return outputs
+        outputs = list(outputs)
         running_batch.set(prepared.context)
         for i, item in enumerate(prepared.context.items):
             if isinstance(outputs[i], (BaseException, Sentinel)):
@@ -167,10 +183,9 @@ class Execution:
 
         Ends when the generator does or when nobody is left to read.
         """
-        batch, size = prepared.batch, len(prepared.inputs)
-        failed = [value if isinstance(value, BaseException) else SKIP for value in prepared.inputs]
+        batch, size = prepared.batch, len(prepared.batch.items)
         if len(prepared.alive()) < size:
-            yield failed
+            yield [value if isinstance(value, BaseException) else SKIP for value in prepared.inputs]
         for places in self._groups(prepared):
             unfinished = {place for place in places if not batch.items[place].cancelled}
             if not unfinished:
@@ -202,36 +217,36 @@ class Execution:
         """The places that run together: all, unless a hook of the user's lets arrays of several shapes into a batch."""
         alive = prepared.alive()
         mixed = self._decode is not None or self._options.group_by is not None
-        if not mixed or self._batch is not None or not self._handler.batched:
+        if not mixed or self._batch is not None or not self._handler.batched or prepared.stacked is not None:
             return [alive] if alive else []
         groups: dict[Any, list[int]] = {}
         for place in alive:
             groups.setdefault(group_of(prepared.inputs[place]), []).append(place)
         return list(groups.values())
 
-    async def _run_group(self, prepared: Prepared, places: list[int]) -> list[Any]:
+    async def _run_group(self, prepared: Prepared, places: list[int]) -> Sequence[Any]:
         running_batch.set(prepared.part(places))
         argument = await self._argument(prepared, places)
         output = await _awaited(self._function(argument, self._scopes(prepared, places)))
         return await self._one_each(output, len(places))
 
     async def _argument(self, prepared: Prepared, places: list[int]) -> Any:
+        if prepared.stacked is not None and len(places) == len(prepared.batch.items):
+            return prepared.stacked
         items = [prepared.inputs[place] for place in places]
         if not self._handler.batched:
             return items[0]
         if self._batch is not None:
             return await _awaited(self._batch(items, self._scopes(prepared, places)))
-        if prepared.stacked is not None and len(places) == len(prepared.inputs):
-            return prepared.stacked
         return stack(items, self._options.dims[0])
 
-    async def _one_each(self, output: Any, size: int) -> list[Any]:
+    async def _one_each(self, output: Any, size: int) -> Sequence[Any]:
         if not self._handler.batched:
             return [output]
         if self._unbatch is not None:
-            outputs = list(await _awaited(self._unbatch(output, None)))
+            outputs: Sequence[Any] = list(await _awaited(self._unbatch(output, None)))
         else:
-            outputs = split(output, self._options.dims[1])
+            outputs = rows_of(output, self._options.dims[1])
         if len(outputs) != size:
             raise BatchSizeMismatch(size, len(outputs))
         return outputs
@@ -254,7 +269,7 @@ class Execution:
         finally:
             running_batch.reset(nothing)
 
-    async def _rehearse(self, values: list[Any]) -> list[Any]:
+    async def _rehearse(self, values: list[Any]) -> Sequence[Any]:
         """The outputs, or the first chunks, for a batch that nobody waits for."""
         prepared = await self.decode(Batch.of(values))
         if not self._handler.streams:

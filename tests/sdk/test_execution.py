@@ -19,7 +19,7 @@ def started(handler: Handler[..., Any], device: str = "cpu") -> Execution:
 
 def outputs_of(execution: Execution, values: list[Any]) -> list[Any]:
     prepared = drive(execution.decode(Batch.of(values)))
-    return drive(execution.encode(prepared, drive(execution.run(prepared))))
+    return list(drive(execution.encode(prepared, drive(execution.run(prepared)))))
 
 
 def ran(handler: Handler[..., Any], values: list[Any]) -> list[Any]:

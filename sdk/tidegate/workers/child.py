@@ -10,10 +10,11 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from tidegate.collate import Rows
 from tidegate.context import RequestInfo
 from tidegate.execution import Execution
 from tidegate.portable import to_fields
@@ -55,24 +56,32 @@ def main(batches_fd: int, control_fd: int, inbox_fd: int, outbox_fd: int) -> Non
 class RemoteItem:
     """An item's image: what its caller sent along, and whether that caller still waits."""
 
-    __slots__ = ("cancelled", "deadline", "info")
+    __slots__ = ("_headers", "_request_id", "cancelled", "deadline")
 
     def __init__(self, request_id: str, headers: Mapping[str, str], deadline: float) -> None:
-        self.info = RequestInfo(request_id, headers)
+        self._request_id = request_id
+        self._headers = headers
         self.deadline = deadline
         self.cancelled = False
+
+    @property
+    def info(self) -> RequestInfo:
+        """What the function may ask; few do, so that it is made when one does."""
+        return RequestInfo(self._request_id, self._headers)
 
 
 class RemoteBatch:
     """A batch as the service sent it. `releases` let a stream make its next steps."""
 
-    __slots__ = ("items", "number", "releases", "stacked", "values")
+    __slots__ = ("_unpacked", "items", "number", "releases", "stacked")
 
     def __init__(self, message: frames.Run, unpacked: Unpacked) -> None:
         size = unpacked.size
         self.number = message.batch
-        self.values = unpacked.values
         self.stacked = unpacked.stacked
+        self._unpacked = unpacked
+        if self.stacked is None:
+            unpacked.values  # noqa: B018 - classes of the user's may raise as they are made again: here it is told
         self.releases: deque[Callable[[], object]] = deque()
         self.items = [
             RemoteItem(*told)
@@ -83,6 +92,11 @@ class RemoteBatch:
                 strict=True,
             )
         ]
+
+    @property
+    def values(self) -> list[Any]:
+        """One by one; of stacked ones they are views, made when somebody asks."""
+        return self._unpacked.values
 
 
 class Channel:
@@ -194,19 +208,21 @@ class Channel:
         """The batch's items are decoded."""
         return self._send(frames.Prepared(batch.number))
 
-    def row(self, batch: RemoteBatch, row: list[Any], release: Callable[[], object]) -> bool:
+    def row(self, batch: RemoteBatch, row: Sequence[Any], release: Callable[[], object]) -> bool:
         """One step of a stream; raises if it cannot be sent."""
         batch.releases.append(release)
         return self._send_values(lambda values: frames.Row(batch.number, values), row)
 
-    def complete(self, batch: RemoteBatch, result: list[Any] | BaseException) -> bool:
+    def complete(self, batch: RemoteBatch, result: Sequence[Any] | BaseException) -> bool:
         """The batch has ended."""
-        poison = next((e for e in [result, *(result if isinstance(result, list) else ())] if _poisoned(e)), None)
+        failures: Sequence[Any] = [result] if isinstance(result, BaseException) else result
+        # What is whole has no exception in it, and is not to be cut up for the question.
+        poison = None if isinstance(result, Rows) else next(filter(_poisoned, failures), None)
         if poison is not None:
             self._send(frames.Poisoned(to_fields(poison).get("text") or str(poison)))
             _leave()
         del self._running[batch.number]
-        if isinstance(result, list):
+        if not isinstance(result, BaseException):
             try:
                 return self._send_values(lambda values: frames.Done(batch.number, values), result)
             except Exception as error:  # noqa: BLE001 - such as no more shared memory
@@ -217,7 +233,7 @@ class Channel:
         """Always: without the service this process has ended."""
         return True
 
-    def _send_values(self, message: Callable[[Packed], frames.Message], values: list[Any]) -> bool:
+    def _send_values(self, message: Callable[[Packed], frames.Message], values: Sequence[Any]) -> bool:
         packed = pack(values, self._arena, by_value=self._by_value)
         try:
             frame = frames.encode(message(packed))

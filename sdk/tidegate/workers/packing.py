@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from tidegate.collate import Rows
 from tidegate.media import EncodeError
 from tidegate.portable import Fields, from_fields, to_fields
 from tidegate.sentinels import Sentinel
@@ -33,6 +34,7 @@ from tidegate.workers.stacking import (
     rows,
     stacked,
     take_apart,
+    whole_column,
 )
 from tidegate_batching import HandlerError, TidegateError
 
@@ -134,6 +136,8 @@ def pack(
     the values stay in their places. Raises SharedMemoryFull.
     """
     special: dict[int, Fields | str] = {}
+    if isinstance(values, Rows) and (source := whole_column(values.whole)) is not None:
+        return _Writer(len(values), arena, stack_dim, special).write([source], None)
     ordinary = values if isinstance(values, list) else list(values)
     kinds = set(map(type, ordinary))
     for kind in kinds:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from contextvars import copy_context
 from functools import partial
@@ -36,8 +36,8 @@ class Events(Protocol):
 
     def ready(self, error: BaseException | None) -> bool: ...
     def prepared(self, batch: Any) -> bool: ...
-    def row(self, batch: Any, row: list[Any], release: Callable[[], object]) -> bool: ...
-    def complete(self, batch: Any, result: list[Any] | BaseException) -> bool: ...
+    def row(self, batch: Any, row: Sequence[Any], release: Callable[[], object]) -> bool: ...
+    def complete(self, batch: Any, result: Sequence[Any] | BaseException) -> bool: ...
     def listening(self) -> bool: ...
 
 
@@ -102,7 +102,7 @@ class Runner:
             prepared = await self._execution.decode(batch)
             if self._handler.streams:
                 await self._stream(prepared, ahead)
-                result: list[Any] | BaseException = [None] * len(batch.items)
+                result: Sequence[Any] | BaseException = [None] * len(batch.items)
             else:
                 outputs = await self._execution.run(prepared)
                 result = await self._execution.encode(prepared, outputs)
@@ -143,7 +143,7 @@ class Runner:
             self._events.prepared(batch)
             ready.put(prepared)
 
-        def encode(prepared: Prepared, outputs: list[Any]) -> None:
+        def encode(prepared: Prepared, outputs: Sequence[Any]) -> None:
             encoded = copy_context().run(drive, self._execution.encode(prepared, outputs))
             self._events.complete(prepared.batch, encoded)
 
@@ -156,7 +156,8 @@ class Runner:
         beside.start()
         while (prepared := ready.get()) is not None:
             try:
-                outputs = copy_context().run(drive, self._execution.run(prepared))
+                # Cut up here, for the function runs again before the hooks see them.
+                outputs = list(copy_context().run(drive, self._execution.run(prepared)))
             except BaseException as error:  # noqa: BLE001 - as in _run
                 # In its turn: a slot's batches are completed in the order in which they were begun.
                 hooks.first(partial(self._events.complete, prepared.batch, _failure(error)))

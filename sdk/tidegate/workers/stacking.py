@@ -30,6 +30,7 @@ __all__ = [
     "rows",
     "stacked",
     "take_apart",
+    "whole_column",
 ]
 
 ARRAYS, TENSORS, SCALARS, BYTES = range(4)
@@ -58,13 +59,21 @@ class Column(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Source:
-    """The leaves of all items that will be one column, where they are now. dim: the new axis."""
+    """The leaves of all items that will be one column, where they are now. dim: the new axis. copy: how they get there."""
 
-    __slots__ = ("dim", "dtype", "kind", "nbytes", "shape", "values")
+    __slots__ = ("copy", "dim", "dtype", "kind", "nbytes", "shape", "values")
 
     def __init__(
-        self, kind: int, values: Sequence[Any], dtype: str, shape: tuple[int, ...], dim: int, nbytes: int
+        self,
+        kind: int,
+        values: Sequence[Any],
+        dtype: str,
+        shape: tuple[int, ...],
+        dim: int,
+        nbytes: int,
+        copy: Callable[[Source, Any, int], None] | None = None,
     ) -> None:
+        self.copy = copy or _WRITE[kind]
         self.kind = kind
         self.values = values
         self.dtype = dtype
@@ -75,7 +84,7 @@ class Source:
     def write(self, buffer: Any, start: int, offset: int) -> Column:
         """Stack the leaves into memory, `offset` bytes from where the batch's begins."""
         if self.nbytes:
-            _WRITE[self.kind](self, buffer, start + offset)
+            self.copy(self, buffer, start + offset)
         return Column(self.kind, self.dtype, self.shape, offset)
 
 
@@ -131,6 +140,24 @@ def column_of(values: Sequence[Any], kinds: set[type], dim: int) -> Source | Non
     if torch is not None and kinds <= {torch.Tensor, torch.nn.Parameter}:
         return _tensors(values, dim)
     return None
+
+
+def whole_column(whole: Any) -> Source | None:
+    """What is one array or tensor on the host already, as a column; None if its rows have to be looked at."""
+    if isinstance(whole, np.ndarray):
+        dtype, shape = whole.dtype, whole.shape
+        if type(whole) is not np.ndarray or dtype.isbuiltin != 1 or dtype.char not in _NUMBERS:
+            return None
+        kind, name, nbytes = SCALARS if len(shape) == 1 else ARRAYS, dtype.str, whole.nbytes
+        flat = np.ascontiguousarray(whole).reshape(-1).view(np.uint8)
+    else:
+        torch: Any = sys.modules["torch"]
+        kind, name, shape = TENSORS, str(whole.dtype)[6:], tuple(whole.shape)  # after "torch."
+        if type(whole) is not torch.Tensor or name not in PLAIN_TENSORS or whole.layout is not torch.strided:
+            return None
+        flat = whole.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+        nbytes = flat.nbytes
+    return Source(kind, [flat], name, shape, 0, nbytes, _write_bytes)
 
 
 def _arrays(values: Sequence[Any], dim: int) -> Source | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from tidegate.execution import Execution
@@ -97,13 +97,14 @@ class ThreadWorker:
         """The batch's items are decoded."""
         return self._report(batch.prepared)
 
-    def row(self, batch: Batch, row: list[Any], release: Callable[[], object]) -> bool:
+    def row(self, batch: Batch, row: Sequence[Any], release: Callable[[], object]) -> bool:
         """One step of a stream."""
         return self._report(self._delivery.deliver, batch, row, release)
 
-    def complete(self, batch: Batch, result: list[Any] | BaseException) -> bool:
+    def complete(self, batch: Batch, result: Sequence[Any] | BaseException) -> bool:
         """The batch has ended."""
-        return self._report(self._complete, batch, result)
+        # Cut up here, where the function runs: in the event loop it might already be at work on the next.
+        return self._report(self._complete, batch, result if isinstance(result, BaseException) else list(result))
 
     def listening(self) -> bool:
         """Whether the event loop still runs."""

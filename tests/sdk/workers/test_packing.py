@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tidegate import END, SKIP, EncodeError, HandlerError, InvalidInput, Overloaded
-from tidegate.collate import stack
+from tidegate.collate import Rows, rows_of, split, stack
 from tidegate.workers.packing import INLINE, Packed, Unpacked, pack, unpack
 from tidegate.workers.shared_memory import Arena, Segment, SharedMemoryFull
 
@@ -226,6 +226,44 @@ def test_a_structures_arrays_are_stacked_leaf_by_leaf(handover: Handover) -> Non
 
 
 # ---------------------------------------------------------------------- where they lie
+
+
+def five(make: Callable[[int], Any]) -> Callable[[], Any]:
+    return lambda: stack([make(n) for n in range(5)])
+
+
+WHOLES: dict[str, Callable[[], Any]] = {
+    **{kind: five(make) for kind, make in MAKERS.items()},
+    "one number each": lambda: floats(5),
+    "one tensor's number each": lambda: torch.arange(5),
+    "one date each": lambda: np.arange(5).astype("M8[h]"),
+    "masked": lambda: np.ma.masked_array(floats(5, 3), floats(5, 3) > 0),
+    "parameters": lambda: torch.nn.Parameter(torch.rand(5, 3)),
+}
+
+
+def is_whole(kind: str) -> bool:
+    return kind not in OF_MANY_SHAPES and isinstance(rows_of(WHOLES[kind]()), Rows)
+
+
+OF_MANY_SHAPES = {"arrays of many shapes", "tensors of many shapes", "dicts in other orders", "now arrays, now lists"}
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("kind", sorted(kind for kind in WHOLES if is_whole(kind)))
+def test_an_output_in_one_piece_arrives_as_its_rows_would_have(handover: Handover, kind: str, dim: int) -> None:
+    whole = WHOLES[kind]()
+    if dim >= whole.ndim:
+        pytest.skip("one axis only")
+    output = np.moveaxis(whole, 0, dim) if isinstance(whole, np.ndarray) else whole.movedim(0, dim)
+    rows = rows_of(output, dim)
+    arrived = handover(rows, copy=True).values
+    assert len(arrived) == 5
+    assert all(same(one, row) for one, row in zip(arrived, split(output, dim), strict=True))
+    # Nobody has cut up on the way what has nothing in it but numbers.
+    assert isinstance(rows, Rows)
+    numbers = isinstance(whole, torch.Tensor) or (type(whole) is np.ndarray and whole.dtype.kind in "biufc")
+    assert (rows._rows is None) == bool(numbers)
 
 
 def address(array: Any) -> int:

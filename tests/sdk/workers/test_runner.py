@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tidegate import OutOfMemory, serve
@@ -30,13 +31,13 @@ class Noted:
         self.notes.append("prepared")
         return True
 
-    def row(self, batch: Any, row: list[Any], release: Callable[[], object]) -> bool:
+    def row(self, batch: Any, row: Sequence[Any], release: Callable[[], object]) -> bool:
         self.notes.append(row)
         if self.heard:
             release()
         return len(self.notes) < self.rows_until
 
-    def complete(self, batch: Any, result: list[Any] | BaseException) -> bool:
+    def complete(self, batch: Any, result: Sequence[Any] | BaseException) -> bool:
         self.notes.append(result)
         return True
 
@@ -93,6 +94,24 @@ def test_a_lack_of_memory_is_reported_without_the_frames_that_hold_it(asynchrono
     error = ran(handler, [1, 2])[1]
     assert isinstance(error, OutOfMemory)
     assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
+
+
+def test_hooks_see_an_output_as_it_was_though_the_function_has_used_its_memory_again() -> None:
+    room, again = np.zeros((1, 2)), threading.Event()
+
+    def reuse(x: np.ndarray) -> np.ndarray:
+        if room.any():
+            again.set()
+        room[:] = x
+        return room
+
+    def encode(output: np.ndarray) -> list[float]:
+        assert again.wait(10)
+        return output.tolist()  # type: ignore[no-any-return]  # a list of one axis
+
+    handler = serve(max_batch_size=1, encode_response=encode)(reuse)
+    notes = ran(handler, [np.array([1.0, 2.0])], [np.array([3.0, 4.0])])
+    assert [note for note in notes if isinstance(note, list)] == [[[1.0, 2.0]], [[3.0, 4.0]]]
 
 
 def test_a_stream_ends_at_a_row_that_nobody_hears() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import numpy as np
 import pytest
 
 from tidegate import (
@@ -62,6 +63,26 @@ async def started(handler: Handler[..., Any], device: str = "cpu") -> ThreadWork
     with anyio.fail_after(10):
         await worker.start()
     return worker
+
+
+async def test_an_answer_that_the_loop_sees_late_is_what_it_was_when_the_function_gave_it() -> None:
+    room, again = np.zeros((1, 2)), threading.Event()
+
+    @serve(max_batch_size=1)
+    def reuse(x: np.ndarray) -> np.ndarray:
+        if room.any():
+            again.set()
+        room[:] = x
+        return room
+
+    worker = await started(reuse)
+    first, second = NotedBatch(np.array([1.0, 2.0])), NotedBatch(np.array([3.0, 4.0]))
+    worker.run(first)
+    worker.run(second)
+    assert again.wait(10)  # meanwhile the loop hears nothing
+    await stopped(worker)
+    results: list[Any] = [first.result, second.result]
+    assert [outputs[0].tolist() for outputs in results] == [[1.0, 2.0], [3.0, 4.0]]
 
 
 async def stopped(worker: ThreadWorker) -> None:
