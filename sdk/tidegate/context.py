@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["BatchContext", "ItemContext", "RequestInfo", "RunningItem", "current_batch", "running_batch"]
+__all__ = ["BatchContext", "Contexts", "ItemContext", "RequestInfo", "RunningItem", "current_batch", "running_batch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +38,24 @@ class RunningItem(Protocol):
 class ItemContext:
     """One item of the running batch."""
 
-    __slots__ = ("_info", "_item", "scope")
+    __slots__ = ("_item", "scope")
 
     def __init__(self, item: RunningItem) -> None:
         self._item = item
-        self._info: RequestInfo = item.info or RequestInfo()
         self.scope: dict[str, Any] = {}
         """What the handler's own hooks keep for this item: the dict that LitServe's `context` parameter is."""
 
     @property
     def request_id(self) -> str:
         """The request's id, "" for a caller in this process."""
-        return self._info.request_id
+        info: RequestInfo | None = self._item.info
+        return info.request_id if info else ""
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The request headers named in `forward_headers`, names in lower case."""
-        return self._info.headers
+        info: RequestInfo | None = self._item.info
+        return info.headers if info else {}
 
     @property
     def deadline(self) -> float:
@@ -65,6 +66,30 @@ class ItemContext:
     def cancelled(self) -> bool:
         """Whether nobody waits for this item's answer any more."""
         return self._item.cancelled
+
+
+class Contexts(Sequence[ItemContext]):
+    """One context for each of a batch's items, made when somebody asks for one: most functions never do."""
+
+    __slots__ = ("_items", "_made")
+
+    def __init__(self, items: Sequence[RunningItem]) -> None:
+        self._items = items
+        self._made: list[ItemContext] | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._all()[index]
+
+    def __iter__(self) -> Iterator[ItemContext]:
+        return iter(self._all())
+
+    def _all(self) -> list[ItemContext]:
+        if self._made is None:
+            self._made = [ItemContext(item) for item in self._items]
+        return self._made
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
 from tidegate.collate import group_of, rows_of, stack
-from tidegate.context import BatchContext, ItemContext, RunningItem, running_batch
+from tidegate.context import BatchContext, Contexts, RunningItem, running_batch
 from tidegate.handler import Handler
 from tidegate.sentinels import END, SKIP, Sentinel
 from tidegate.workers.protocol import SetupArgument
@@ -76,6 +76,8 @@ class Prepared:
     def part(self, places: list[int]) -> BatchContext:
         """The batch as the function sees it that gets the items in these places."""
         items = self.context.items
+        if len(places) == len(items):
+            return self.context
         return BatchContext(self.context.device, [items[place] for place in places])
 
 
@@ -96,6 +98,7 @@ class Execution:
         self._batch: Hook | None = None
         self._unbatch: Hook | None = None
         self._function: Hook
+        self._scoped = False
 
     # ------------------------------------------------------------------ lifetime
 
@@ -128,7 +131,7 @@ class Execution:
 
     async def decode(self, batch: Work) -> Prepared:
         """The items as the function's batch will see them; a hook's failure is its item's alone."""
-        context = BatchContext(self._device, [ItemContext(item) for item in batch.items])
+        context = BatchContext(self._device, Contexts(batch.items))
         prepared = Prepared(batch, context)
         if self._decode is None:
             return prepared
@@ -252,6 +255,9 @@ class Execution:
         return outputs
 
     def _scopes(self, prepared: Prepared, places: list[int]) -> Any:
+        """What a `context` parameter gets of these items; nobody asks for it if there is no such parameter."""
+        if not self._scoped:
+            return None
         scopes = [prepared.context.items[place].scope for place in places]
         return scopes if self._handler.batched else scopes[0]
 
@@ -292,6 +298,7 @@ class Execution:
         takes = self._handler.takes(role)
         state = self._state if takes.state else ()
         if takes.context:
+            self._scoped = True
             return lambda argument, scope: hook(*state, argument, context=scope)
         return lambda argument, scope: hook(*state, argument)
 

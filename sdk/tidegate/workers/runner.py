@@ -91,17 +91,17 @@ class Runner:
             return
         while (batch := self._take()) is not None:
             # A context of its own: what current_batch() sees must not outlive the batch.
-            copy_context().run(drive, self._run(batch, threading.Semaphore(STEPS_AHEAD)))
+            copy_context().run(drive, self._run(batch, threading.Semaphore))
             # Nothing of the last batch may live on while the thread waits for the next.
             del batch
         self._tear_down()
 
-    async def _run(self, batch: Work, ahead: Ahead) -> None:
-        """All of one batch, one step after the other."""
+    async def _run(self, batch: Work, semaphore: type[Ahead]) -> None:
+        """All of one batch, one step after the other. semaphore: of which kind a stream needs one."""
         try:
             prepared = await self._execution.decode(batch)
             if self._handler.streams:
-                await self._stream(prepared, ahead)
+                await self._stream(prepared, semaphore(STEPS_AHEAD))
                 result: Sequence[Any] | BaseException = [None] * len(batch.items)
             else:
                 outputs = await self._execution.run(prepared)
@@ -192,7 +192,7 @@ class Runner:
                     if batch is None:
                         stopping = True
                     else:
-                        tasks.create_task(self._run(batch, asyncio.Semaphore(STEPS_AHEAD)))
+                        tasks.create_task(self._run(batch, asyncio.Semaphore))
                 batch = None  # as in _serve
         try:
             await self._execution.stop()

@@ -249,7 +249,7 @@ def _write_bytes(source: Source, buffer: Any, offset: int) -> None:
     The GIL is kept: NumPy would give it up once per item and wait for it again, 5 ms each beside a busy thread.
     """
     with memoryview(buffer) as room:
-        if source.nbytes <= _JOINED:
+        if source.nbytes <= _JOINED and len(source.values) > 1:
             room[offset : offset + source.nbytes] = b"".join(source.values)
             return
         for value in source.values:
