@@ -21,6 +21,7 @@ _MEMORY = 10.0  # runs that a class remembers at most, so that the gain of a new
 _BAND = 1.3  # beyond it is more than jitter: 1.15x at the 99th percentile where measured, hiccups 1.5x
 _YOUNG = 64  # batches during which the curve is drawn anew after each
 _REDRAW = 8  # batches after which it is later on
+_TOLD = 256  # sizes whose seconds are kept from one drawing to the next
 _CONFIRMED = 5  # strays in a row on one side that make a change; random ones of a two-mode model rarely do
 
 
@@ -98,8 +99,8 @@ class ServiceTime:
     one line holds them. The table is read through pool-adjacent-violators (Ayer et al. 1955) and interpolation.
     """
 
-    __slots__ = ("_batch", "_behind", "_classes", "_levels", "_rises", "_sizes", "_steepest", "_strays", "_table",
-                 "_unit", "observations")  # fmt: skip
+    __slots__ = ("_batch", "_behind", "_classes", "_levels", "_rises", "_sizes", "_slopes", "_steepest", "_strays",
+                 "_table", "_told", "_unit", "observations")  # fmt: skip
 
     def __init__(self) -> None:
         self.observations = 0
@@ -114,6 +115,9 @@ class ServiceTime:
         self._levels: list[float] = [0.0]
         self._rises: list[float] = [0.0]
         self._steepest = 0.0
+        # What was read off the curve since it was drawn: a decision asks for the same few sizes over and over.
+        self._told: dict[float, float] = {}
+        self._slopes: dict[float, float] = {}
 
     def observe(self, size: float, seconds: float) -> None:
         """Learn from one batch of `size` items that ran for `seconds`."""
@@ -141,19 +145,28 @@ class ServiceTime:
 
     def predict(self, size: float) -> float:
         """Expected seconds of a batch of `size`; non-decreasing in it, 0.0 while nothing is known."""
-        # One batch in hundreds changes little, and drawing costs more than all else that is done per batch.
-        if self._behind and (self._behind >= _REDRAW or self.observations < _YOUNG):
-            self._draw()
-        size = min(size, _LARGEST) if size >= 1.0 else 1.0
-        i = bisect_right(self._sizes, size) - 1
-        return self._levels[i] + self._rises[i] * (size - self._sizes[i])
+        if self._behind:
+            self._follow()
+        seconds = self._told.get(size)
+        if seconds is None:
+            at = min(size, _LARGEST) if size >= 1.0 else 1.0
+            i = bisect_right(self._sizes, at) - 1
+            seconds = self._levels[i] + self._rises[i] * (at - self._sizes[i])
+            _note(self._told, size, seconds)
+        return seconds
 
     def slope(self, size: float) -> float:
         """Seconds that one more item adds to a batch of about `size`, over the octave around it; never negative."""
-        size = min(size, _LARGEST) if size >= 1.0 else 1.0
-        low = max(1.0, size * 0.7)
-        high = max(low + 1.0, size * 1.4)
-        return max(0.0, (self.predict(high) - self.predict(low)) / (high - low))
+        if self._behind:
+            self._follow()
+        rise = self._slopes.get(size)
+        if rise is None:
+            at = min(size, _LARGEST) if size >= 1.0 else 1.0
+            low = max(1.0, at * 0.7)
+            high = max(low + 1.0, at * 1.4)
+            rise = max(0.0, (self.predict(high) - self.predict(low)) / (high - low))
+            _note(self._slopes, size, rise)
+        return rise
 
     def optimistic(self, size: float) -> float:
         """A lower-side `predict`, to refuse by: low where only larger sizes were seen, 0.0 while only warm-ups were."""
@@ -210,6 +223,11 @@ class ServiceTime:
             else:
                 rate = min(rate, one.seconds / one.size)
 
+    def _follow(self) -> None:
+        # One batch in hundreds changes little, and drawing costs more than all else that is done per batch.
+        if self._behind >= _REDRAW or self.observations < _YOUNG:
+            self._draw()
+
     def _draw(self) -> None:
         """Pool adjacent violators, then prolong the curve at both ends."""
         self._behind = 0
@@ -240,6 +258,15 @@ class ServiceTime:
         self._sizes = [0.0, *sizes]
         self._levels = [levels[0] - fall * smallest, *levels]
         self._rises = [fall, *rises, rise]
+        self._told.clear()
+        self._slopes.clear()
+
+
+def _note(told: dict[float, float], size: float, seconds: float) -> None:
+    """Keep what was read off the curve; costs make sizes of all kinds, and those are not collected for ever."""
+    if len(told) >= _TOLD:
+        told.clear()
+    told[size] = seconds
 
 
 class ArrivalRate:
@@ -334,4 +361,6 @@ class ArrivalProfile:
         self.epochs = weight + 1.0
         self.total = (self.total * weight + total) / self.epochs
         self._sums = [old * 0.95 + count for old, count in zip(self._sums, within, strict=True)]
-        self._peaks = [max(old * 0.98, count) for old, count in zip(self._peaks, within, strict=True)]
+        self._peaks = [
+            kept if (kept := old * 0.98) > count else count for old, count in zip(self._peaks, within, strict=True)
+        ]
