@@ -17,9 +17,16 @@ test: lint types
 
 # Programs that some examples and recipes are tried with; where they are missing and may not be installed, those tests
 # are skipped.
-test-tools:
-	@command -v espeak-ng >/dev/null && command -v jq >/dev/null && command -v parallel >/dev/null || apt-get install -y -qq --no-install-recommends espeak-ng jq parallel || \
+test-tools: .cache/promtool
+	@command -v espeak-ng >/dev/null && command -v jq >/dev/null && command -v parallel >/dev/null || \
+		apt-get install -y -qq --no-install-recommends espeak-ng jq parallel || \
 		echo "no espeak-ng, jq or parallel, and no leave to install them: what needs them is skipped"
+
+# Out of Debian's package, which is not installed: it would start a server.
+.cache/promtool:
+	@mkdir -p .cache/prometheus
+	@cd .cache/prometheus && apt-get download -qq prometheus && dpkg-deb -x prometheus_*.deb . && \
+		mv usr/bin/promtool .. && rm -r ../prometheus || echo "no promtool to be had: its checks are skipped"
 
 # A real browser at /docs and at the WebSocket door. Where Chromium is missing it is installed if that is allowed.
 test-browser: $(VENV)/installed

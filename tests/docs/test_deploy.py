@@ -5,6 +5,7 @@ Nothing is built or applied here: that takes a container engine and a cluster.
 
 import json
 import re
+import shutil
 import subprocess
 import sysconfig
 from collections.abc import Iterator
@@ -75,6 +76,46 @@ def unknown(expression: str) -> list[str]:
 def test_an_expression_is_promql_and_asks_for_what_there_is(name: str, expression: str) -> None:
     promql_parser.parse(expression)
     assert unknown(expression) == []
+
+
+PROMTOOL = shutil.which("promtool") or str(ROOT / ".cache" / "promtool")
+has_promtool = pytest.mark.skipif(not Path(PROMTOOL).exists(), reason="no promtool here: `make test-tools`")
+
+
+@has_promtool
+@pytest.mark.parametrize(
+    "command", [["check", "rules", "prometheus-rules.yaml"], ["check", "config", "--syntax-only", "prometheus.yaml"]]
+)
+def test_promtool_takes_the_rules_and_the_configuration(command: list[str]) -> None:
+    ran = subprocess.run([PROMTOOL, *command], cwd=DEPLOY, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+@has_promtool
+@pytest.mark.parametrize(("failing", "fires"), [(6, True), (0, False)])
+def test_the_alert_for_errors_fires_when_one_request_in_ten_fails_and_not_before(
+    tmp_path: Path, failing: int, fires: bool
+) -> None:
+    labels = {"severity": "critical", "handler": "embed"}
+    annotations = {
+        "summary": "embed: 10% of the requests fail",
+        "description": "The log has one line per failed request, with its id and the handler's traceback.",
+    }
+    expected = [{"exp_labels": labels, "exp_annotations": annotations}] if fires else []
+    series = [("200", 60 - failing), ("500", failing)]
+    name = "tidegate_http_requests_total"
+    case = {
+        "interval": "1m",
+        "input_series": [
+            {"series": f'{name}{{handler="embed",status="{status}"}}', "values": f"0+{count}x20"}
+            for status, count in series
+        ],
+        "alert_rule_test": [{"eval_time": "15m", "alertname": "TidegateErrors", "exp_alerts": expected}],
+    }
+    file = tmp_path / "case.yaml"
+    file.write_text(json.dumps({"rule_files": [str(DEPLOY / "prometheus-rules.yaml")], "tests": [case]}))
+    ran = subprocess.run([PROMTOOL, "test", "rules", str(file)], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_an_expression_that_asks_for_what_there_is_not_would_be_seen() -> None:
