@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import tidegate_transports.front_place
+from tidegate_transports.ipc_messages import VERSION
 
 pytestmark = pytest.mark.anyio
 
@@ -155,11 +156,12 @@ async def test_one_that_was_changed_meanwhile_is_not_left_running(
     monkeypatch.setattr(tidegate_transports.front_place, "restart_delay", lambda failures: 0.0)
     others = {child.pid for child in psutil.Process().children()}
     async with served(handlers.square) as service:
+        spoken = VERSION
         monkeypatch.setattr(tidegate_transports.front_place, "VERSION", 99)
         victim, other = service.pids
         os.kill(victim, signal.SIGKILL)
         await until(lambda: "start 2 failed" in caplog.text)
-        monkeypatch.setattr(tidegate_transports.front_place, "VERSION", 1)
+        monkeypatch.setattr(tidegate_transports.front_place, "VERSION", spoken)
         await until(lambda: "a new process" in caplog.text)
         running = {child.pid for child in psutil.Process().children()} - others
         assert running == {other, service.pids[0]}
