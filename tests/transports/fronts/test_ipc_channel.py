@@ -266,6 +266,7 @@ async def test_what_another_thread_looked_at_last_is_said_too_though_nothing_els
 ) -> None:
     async with shared_line(both_sides) as (one, other):
         outbox: Any = one.channel.outbox
+        asyncio.get_running_loop().set_debug(True)  # says who calls it from a thread that it is not told of
         one.channel.send(answer(1, one))
         await other.until(1)
         await asyncio.to_thread(other.got.clear)
@@ -313,6 +314,8 @@ async def test_values_that_are_looked_at_when_the_line_ends_stay_as_they_are(bot
         one.channel.send(answer(5, one))
         (got,) = await other.until(1)
         array = decode_value(got.value)
+        memory: Any = other.channel._memory
         one.channel.abort()
         await other.closed.wait()
+        assert memory.descriptors == [-1, -1]
         assert set(array) == {5}
