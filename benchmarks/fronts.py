@@ -3,7 +3,8 @@
 The payload is a BERT's: 128 integers in, 768 floats out. The model is free, so that everything else shows.
 
 hub: a made-up front end fires frames of requests at the hub as fast as it answers them. Beside the CPU that the hub
-spends per request stands where it goes; the clocks that find that out are taken off again. service: the whole of it,
+spends per request stands where it goes; the clocks that find that out are taken off again. large: the same with a
+picture's raw bytes and with a file of that size, in frames and through memory in common. service: the whole of it,
 with one process or several, under a closed loop of HTTP clients; hub, front ends and clients each tell their CPU.
 """
 
@@ -291,6 +292,26 @@ def show_hub(args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "where": stages}
 
 
+def show_large(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What large inputs cost the hub, in frames and in memory that it shares with the front ends."""
+    print(f"\nHub: CPU per request, {INPUTS['look'].nbytes:,} bytes in, a number out (process worker)\n")
+    print(f"{'input':8} {'travels in':>10} {'fronts':>6} {'per frame':>9} {'process':>9} {'batch':>6}")
+    rows = []
+    for worker in ("picture", "file"):
+        for shares in (False, True):
+            for fronts, per_frame in ((1, 16), (4, 4)):
+                total = max(1000, args.requests // 10)
+                found = [run(hub(worker, total, per_frame, fronts, shares=shares)) for _ in range(3)]
+                row = {**median(found, "process_us"), "shares": shares}
+                rows.append(row)
+                print(
+                    f"{worker:8} {'memory' if shares else 'frames':>10} {fronts:6} {per_frame:9} "
+                    f"{row['process_us']:6.1f} us {row['mean_batch']:6.1f}",
+                    flush=True,
+                )
+    return rows
+
+
 def run(coroutine: Any) -> Any:
     """On the loop that a service has."""
     import uvloop
@@ -392,7 +413,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=64_000, help="of each of the hub's measurements")
     parser.add_argument("--worker", choices=sorted(HANDLERS), default="thread")
     parser.add_argument("--server", choices=["http", "granian", "uvicorn"], default="http")
-    parser.add_argument("--only", choices=["hub", "service"])
+    parser.add_argument("--only", choices=["hub", "large", "service"])
     parser.add_argument("--json", type=Path, help="where to write everything as well")
     return parser.parse_args()
 
@@ -405,9 +426,11 @@ def main() -> None:
         "python": platform.python_version(),
     }
     print(f"{found['cores']} cores, Python {found['python']}")
-    if args.only != "service":
+    if args.only in (None, "hub"):
         found["hub"] = show_hub(args)
-    if args.only != "hub":
+    if args.only in (None, "large"):
+        found["large"] = show_large(args)
+    if args.only in (None, "service"):
         found["service"] = show_service(args)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))

@@ -1,7 +1,7 @@
 """Memory that two processes see, known by its file descriptor alone: nothing is named, so nothing can be left behind.
 
-Each direction between a service and a worker has a segment of its own. Whoever writes into it hands out its blocks
-(`Arena`); the other side only looks (`Segment.view`), and says when it has done with a block.
+Each direction between a service and a worker, or a front end, has a segment of its own. Whoever writes into it hands out
+its blocks (`Arena`); the other side only looks (`Segment.view`), and says when it has done with a block.
 """
 
 from __future__ import annotations
