@@ -39,9 +39,11 @@ class Channel(asyncio.Protocol):
     """Messages both ways on one socket. What is sent in one turn of the loop travels in one frame.
 
     received: called with each message. closed: called once, when the peer has gone or what it sent made no sense.
-    Where both ends have memory in common, large values lie there: what comes is looked at before it is received, what
-    nobody looks at any more is said with the next frame. `writable` is clear while the peer reads too slowly. stops_reading: a peer that does not read may say no more until
+    `writable` is clear while the peer reads too slowly. stops_reading: a peer that does not read may say no more until
     it does; for one of the two ends only, or they would wait for each other.
+
+    Where both ends have memory in common, large values lie there: what comes is looked at before it is received, and
+    what nobody looks at any more is said with the next frame.
     """
 
     def __init__(
@@ -64,10 +66,15 @@ class Channel(asyncio.Protocol):
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             with suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, option, _KERNEL_BUFFER)
-        await self._loop.create_unix_connection(lambda: self, sock=sock)
+        # Before the first message can come.
         self._memory = memory
         if memory is not None:
             memory.inbox.wake = self._wake
+        try:
+            await self._loop.create_unix_connection(lambda: self, sock=sock)
+        except BaseException:
+            self._memory = None
+            raise
 
     @property
     def outbox(self) -> Outbox | None:

@@ -19,7 +19,7 @@ from tidegate.workers.shared_memory import IN_MEMORY, Arena, Segment, SharedMemo
 __all__ = ["LARGE", "MOST", "Inbox", "Memory", "Outbox", "Place"]
 
 LARGE = 16 * 1024
-"""Bytes from which a value lies in shared memory; from 4 to 8 KiB on, giving a block back takes less time than copying."""
+"""Bytes from which a value lies in shared memory: giving a block back takes as long as copying 4 to 8 KiB."""
 
 MOST = 256 << 20
 """Bytes on their way to one process through shared memory at a time; what comes on top travels in frames."""
