@@ -3,7 +3,8 @@
 The payload is a BERT's: 128 integers in, 768 floats out. The model is free, so that everything else shows.
 
 hub: a made-up front end fires frames of requests at the hub as fast as it answers them. Beside the CPU that the hub
-spends per request stands where it goes; the clocks that find that out are taken off again. service: the whole of it,
+spends per request stands where it goes; the clocks that find that out are taken off again. large: the same with a
+picture's raw bytes and with a file of that size, in frames and through memory in common. service: the whole of it,
 with one process or several, under a closed loop of HTTP clients; hub, front ends and clients each tell their CPU.
 """
 
@@ -35,12 +36,14 @@ from tidegate_batching import Batcher, Scheduler
 from tidegate_transports.fronts import FrontsTransport
 from tidegate_transports.ipc_channel import Channel
 from tidegate_transports.ipc_hub import HubLink
-from tidegate_transports.ipc_messages import Answer, Call, Message
+from tidegate_transports.ipc_memory import Memory
+from tidegate_transports.ipc_messages import Answer, Call, Freed, Message
 from tidegate_transports.ipc_values import encode_value
 
 BATCH = 64
 OUTPUTS = np.random.default_rng(0).standard_normal((BATCH, 768)).astype(np.float32)
 TOKENS = np.arange(1000, 1128)
+CLASSES = np.zeros(BATCH, np.int64)
 
 TARGET = 25.0
 """Microseconds of the hub's CPU per request that DESIGN.md allows."""
@@ -51,19 +54,41 @@ def model(tokens: Annotated[np.ndarray, Array("int64", (128,))]) -> np.ndarray:
     return OUTPUTS[: len(tokens)]
 
 
+def look(pixels: Annotated[np.ndarray, Array("uint8", (224, 224, 3))]) -> np.ndarray:
+    """Costs nothing; its input is the raw bytes of a picture, 150 kB of them."""
+    return CLASSES[: len(pixels)]
+
+
+def read(files: list[bytes]) -> list[int]:
+    """Costs nothing; its input is a file, as large as the picture."""
+    return [len(file) for file in files]
+
+
 thread = serve(name="embed", max_batch_size=BATCH, worker="thread")(model)
 process = serve(name="embed", max_batch_size=BATCH, worker="process")(model)
-HANDLERS = {"thread": thread, "process": process}
+picture = serve(name="look", max_batch_size=BATCH, worker="process")(look)
+file = serve(name="read", max_batch_size=BATCH, worker="process")(read)
+HANDLERS = {"thread": thread, "process": process, "picture": picture, "file": file}
+INPUTS: dict[str, Any] = {
+    "embed": TOKENS,
+    "look": np.arange(224 * 224 * 3, dtype=np.uint8).reshape(224, 224, 3),
+    "read": bytes(range(256)) * (224 * 224 * 3 // 256),
+}
 
 
 # ---------------------------------------------------------------------- the hub alone
 
 
-def fire(fd: int, total: int, per_frame: int, in_flight: int) -> None:
-    """A front end that has its requests ready: `in_flight` at a time, in frames of `per_frame`."""
+def fire(name: str, fd: int, total: int, per_frame: int, in_flight: int, *descriptors: int) -> None:
+    """A front end that has its requests ready: `in_flight` at a time, in frames of `per_frame`.
+
+    descriptors: of the memory that it has in common with the hub; without them every value travels in its frame.
+    """
+    memory = Memory.open(descriptors)
+    outbox = None if memory is None else memory.outbox
     length = struct.Struct("<I")
     encoder, decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(list[Message])
-    value = encode_value(TOKENS)
+    value = INPUTS[name]
     sent = done = owed = 0
     kept = bytearray()
     with socket.socket(fileno=fd) as line:
@@ -71,7 +96,8 @@ def fire(fd: int, total: int, per_frame: int, in_flight: int) -> None:
         def send() -> None:
             nonlocal sent
             calls = [
-                Call(n, "embed", value, 3, None, f"{n:016x}", b"", 30.0, 520) for n in range(sent, sent + per_frame)
+                Call(n, name, encode_value(value, outbox), 3, None, f"{n:016x}", b"", 30.0, 520)
+                for n in range(sent, sent + per_frame)
             ]
             body = encoder.encode(calls)
             line.sendall(length.pack(len(body)) + body)
@@ -90,30 +116,40 @@ def fire(fd: int, total: int, per_frame: int, in_flight: int) -> None:
                 if start + 4 + size > len(kept):
                     break
                 messages = decoder.decode(memoryview(kept)[start + 4 : start + 4 + size])
-                if not all(type(one) is Answer for one in messages):
-                    raise SystemExit(f"no answer: {messages[0]}")
-                done, owed, start = done + len(messages), owed + len(messages), start + 4 + size
+                start += 4 + size
+                for one in messages:
+                    if type(one) is Freed and outbox is not None:
+                        outbox.take_back(one.blocks)
+                    elif type(one) is Answer:
+                        done, owed = done + 1, owed + 1
+                    else:
+                        raise SystemExit(f"no answer: {one}")
             kept = kept[start:]
             while owed >= per_frame and sent < total:
                 send()
                 owed -= per_frame
 
 
-async def hub(worker: str, total: int, per_frame: int, fronts: int) -> dict[str, Any]:
+async def hub(worker: str, total: int, per_frame: int, fronts: int, *, shares: bool = True) -> dict[str, Any]:
     """Microseconds of CPU per request with so many made-up front ends: of the loop, and of the whole process."""
-    async with App(HANDLERS[worker], drain_timeout=1) as app, asyncio.TaskGroup() as tasks:
-        await asyncio.gather(*(app.call("embed", TOKENS) for _ in range(2 * BATCH)))
+    handler = HANDLERS[worker]
+    name = handler.name
+    async with App(handler, drain_timeout=1) as app, asyncio.TaskGroup() as tasks:
+        await asyncio.gather(*(app.call(name, INPUTS[name]) for _ in range(2 * BATCH)))
         links, guns = [], []
         for _ in range(fronts):
             ours, theirs = socket.socketpair()
             link = HubLink(app, tasks, print)
-            await link.channel.open(ours)
-            arguments = [str(one) for one in (theirs.fileno(), total // fronts, per_frame, 8 * BATCH // fronts)]
-            command = [sys.executable, __file__, "--fire", *arguments]
-            guns.append(await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno()]))
+            memory = Memory.create() if shares else None
+            await link.channel.open(ours, memory)
+            descriptors = [] if memory is None else memory.descriptors
+            numbers = (theirs.fileno(), total // fronts, per_frame, 8 * BATCH // fronts, *descriptors)
+            arguments = [str(one) for one in numbers]
+            command = [sys.executable, __file__, "--fire", name, *arguments]
+            guns.append(await asyncio.create_subprocess_exec(*command, pass_fds=[theirs.fileno(), *descriptors]))
             theirs.close()
             links.append(link)
-        before = app.statistics()["embed"]
+        before = app.statistics()[name]
         loop, everything, clock = time.thread_time(), time.process_time(), time.perf_counter()
         for link in links:
             await link.gone.wait()
@@ -124,7 +160,7 @@ async def hub(worker: str, total: int, per_frame: int, fronts: int) -> dict[str,
         )
         if any([await gun.wait() for gun in guns]):
             raise SystemExit("a made-up front end failed")
-        after = app.statistics()["embed"]
+        after = app.statistics()[name]
     return {
         "worker": worker,
         "fronts": fronts,
@@ -256,6 +292,26 @@ def show_hub(args: argparse.Namespace) -> dict[str, Any]:
     return {"rows": rows, "where": stages}
 
 
+def show_large(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """What large inputs cost the hub, in frames and in memory that it shares with the front ends."""
+    print(f"\nHub: CPU per request, {INPUTS['look'].nbytes:,} bytes in, a number out (process worker)\n")
+    print(f"{'input':8} {'travels in':>10} {'fronts':>6} {'per frame':>9} {'process':>9} {'batch':>6}")
+    rows = []
+    for worker in ("picture", "file"):
+        for shares in (False, True):
+            for fronts, per_frame in ((1, 16), (4, 4)):
+                total = max(1000, args.requests // 10)
+                found = [run(hub(worker, total, per_frame, fronts, shares=shares)) for _ in range(3)]
+                row = {**median(found, "process_us"), "shares": shares}
+                rows.append(row)
+                print(
+                    f"{worker:8} {'memory' if shares else 'frames':>10} {fronts:6} {per_frame:9} "
+                    f"{row['process_us']:6.1f} us {row['mean_batch']:6.1f}",
+                    flush=True,
+                )
+    return rows
+
+
 def run(coroutine: Any) -> Any:
     """On the loop that a service has."""
     import uvloop
@@ -357,7 +413,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=64_000, help="of each of the hub's measurements")
     parser.add_argument("--worker", choices=sorted(HANDLERS), default="thread")
     parser.add_argument("--server", choices=["http", "granian", "uvicorn"], default="http")
-    parser.add_argument("--only", choices=["hub", "service"])
+    parser.add_argument("--only", choices=["hub", "large", "service"])
     parser.add_argument("--json", type=Path, help="where to write everything as well")
     return parser.parse_args()
 
@@ -370,9 +426,11 @@ def main() -> None:
         "python": platform.python_version(),
     }
     print(f"{found['cores']} cores, Python {found['python']}")
-    if args.only != "service":
+    if args.only in (None, "hub"):
         found["hub"] = show_hub(args)
-    if args.only != "hub":
+    if args.only in (None, "large"):
+        found["large"] = show_large(args)
+    if args.only in (None, "service"):
         found["service"] = show_service(args)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
@@ -380,8 +438,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["--fire", *numbers]:
-            fire(*map(int, numbers))
+        case ["--fire", name, *numbers]:
+            fire(name, *map(int, numbers))
         case ["--serve", count, worker, server]:
             run(serve_until_told(int(count), worker, server))
         case _:

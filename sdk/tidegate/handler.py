@@ -164,10 +164,13 @@ class Handler(Generic[P, R]):
             self._codec = Codec(self._item_annotation())
         return self._codec
 
-    def freeze(self) -> None:
-        """Check the whole and accept no more hooks; raises TypeError or ValueError."""
+    def freeze(self, *, writable: bool = True) -> None:
+        """Check the whole and accept no more hooks; raises TypeError or ValueError.
+
+        writable: as for `Codec`: False where all that is read is copied on its way to the function anyway.
+        """
         self._check()
-        self._codec = self.codec
+        self._codec = Codec(self._item_annotation(), writable=writable)
         self._frozen = True
 
     def group(self, value: Any) -> Hashable:

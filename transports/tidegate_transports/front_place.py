@@ -17,6 +17,7 @@ from tidegate.workers.replica import MAX_FAILED_STARTS, restart_delay
 from tidegate.workers.spawn import Child
 from tidegate_transports.address import Address
 from tidegate_transports.ipc_hub import HubLink, LineLost
+from tidegate_transports.ipc_memory import Memory
 from tidegate_transports.ipc_messages import VERSION, Drain, Hello, Listening, Message, News, NotListening, Start
 
 __all__ = ["FrontFailed", "FrontPlace"]
@@ -182,13 +183,17 @@ class _Front:
         """Start it, and wait until its door is open; raises OSError, ValueError or FrontFailed when it cannot be."""
         ours, theirs = socket.socketpair()
         with theirs:
+            memory = Memory.create()
+            descriptors = [theirs.fileno(), *([] if memory is None else memory.descriptors)]
             try:
-                await self.link.channel.open(ours)
+                await self.link.channel.open(ours, memory)
             except BaseException:
                 ours.close()
+                if memory is not None:
+                    memory.close()
                 raise
             name = f"tidegate-front-{self._number}"
-            self._child = Child(name, [theirs.fileno()], {}, self._reaped, "tidegate_transports.front_process")
+            self._child = Child(name, descriptors, {}, self._reaped, "tidegate_transports.front_process")
         await self._listening
         self.since = time.monotonic()
 
@@ -250,4 +255,6 @@ class _Front:
     def _reaped(self) -> None:
         self.ended.set()
         self.link.closed()
+        # Who it started may hold its end open; what it said last is of use to nobody.
+        self.link.channel.abort()
         self._cannot_listen(FrontFailed(self._number, f"it {self.how} before it listened"))

@@ -24,6 +24,7 @@ from tidegate_transports.address import Address
 from tidegate_transports.http_options import HTTPOptions
 from tidegate_transports.ipc_channel import Channel
 from tidegate_transports.ipc_front import RemoteApp
+from tidegate_transports.ipc_memory import Memory
 from tidegate_transports.ipc_messages import (
     VERSION,
     Drain,
@@ -45,13 +46,18 @@ HUB_LOST = 70
 """The exit status without a hub; sysexits.h calls it an internal error."""
 
 
-def main(descriptor: int) -> None:
-    """A front end's whole life: open the door, answer until told to drain, end. Without the hub it ends at once."""
+def main(descriptor: int, *memory: int) -> None:
+    """A front end's whole life: open the door, answer until told to drain, end. Without the hub it ends at once.
+
+    descriptor: of its line to the hub. memory: descriptors of what both see, if there is such memory.
+    """
     follow_parent()
     ignore_signals()
+    for inherited in (descriptor, *memory):
+        os.set_inheritable(inherited, False)
     faulthandler.enable()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_Front().live(socket.socket(fileno=descriptor)))
+        runner.run(_Front().live(socket.socket(fileno=descriptor), Memory.open(memory)))
 
 
 class _Front:
@@ -61,13 +67,13 @@ class _Front:
         self._app: RemoteApp | None = None
         self._replies: set[asyncio.Task[None]] = set()
 
-    async def live(self, line: socket.socket) -> None:
+    async def live(self, line: socket.socket, memory: Memory | None) -> None:
         """From the first word to the last."""
         loop = asyncio.get_running_loop()
         self._started: asyncio.Future[Start] = loop.create_future()
         self._drained: asyncio.Future[float] = loop.create_future()
         self._channel = Channel(self._received, _leave)
-        await self._channel.open(line)
+        await self._channel.open(line, memory)
         self._channel.send(Hello(VERSION))
         start = await self._started
         configure(start.log_format)  # type: ignore[arg-type]  # it says itself what it takes
@@ -134,7 +140,9 @@ def _loaded(references: Sequence[Reference]) -> dict[str, Handler[..., Any]]:
             reference = msgspec.structs.replace(reference, main=False, file="", module=MAIN)
         has_main = has_main or reference.main
         handler = reference.load()
-        handler.freeze()
+        # What is an array is written for the hub next, and needs no memory of its own before; within something else it
+        # would be pickled as what nobody may write to.
+        handler.freeze(writable=handler.codec.array is None)
         handlers[handler.name] = handler
     # User code may have set handlers of its own when it was imported.
     ignore_signals()

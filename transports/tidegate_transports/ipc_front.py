@@ -133,7 +133,7 @@ class RemoteApp:
         patient: bool = False,
     ) -> Call:
         told = info or _NOBODY
-        encoded = encode_value(value, by_value=name in self._by_value, unsendable=InvalidInput)
+        encoded = encode_value(value, self._channel.outbox, by_value=name in self._by_value, unsendable=InvalidInput)
         headers = pickle.dumps(dict(told.headers), 5) if told.headers else b""
         request_id = told.request_id
         if not request_id.isascii():
@@ -167,10 +167,20 @@ class RemoteApp:
                 self._channel.send(Cancel(message.id))
             raise
 
+    def _unsent(self, message: Call | Question) -> None:
+        """What it would have said lies in memory that the hub will never give back."""
+        place = message.value.place if isinstance(message, Call) else None
+        if place is not None and (outbox := self._channel.outbox) is not None:
+            outbox.take_back([place[0]])
+
     async def _when_writable(self, message: Call | Question) -> Call | Question:
         """The message for a hub that could not take it at once, with the time that it has left then."""
         began = time.monotonic()
-        await self._channel.writable.wait()
+        try:
+            await self._channel.writable.wait()
+        except asyncio.CancelledError:
+            self._unsent(message)
+            raise
         if isinstance(message, Question) or message.patient:
             return message
         limit = self.handlers[message.handler].options.timeout if message.timeout is None else message.timeout

@@ -120,8 +120,12 @@ class HubLink:
     # ------------------------------------------------------------------ calls
 
     def _call(self, call: Call) -> None:
+        if self.gone.is_set():
+            return  # said before its end, and read after it
         try:
             value = decode_value(call.value)
+            # A call may last, and a copy was made of what its value is no view of.
+            call.value.data = None
             info = _info(call)
             if call.stream or call.patient:
                 self._running[call.id] = _Running(self, call, value, info, self._tasks)
@@ -153,7 +157,7 @@ class HubLink:
 
     def _answer(self, call: Call, output: Any, queued: float, ran: float, batch_size: int) -> None:
         try:
-            value = encode_value(output, by_value=call.handler in self._by_value)
+            value = encode_value(output, self.channel.outbox, by_value=call.handler in self._by_value)
         except Exception as error:  # noqa: BLE001 - why it cannot be sent is the answer then
             self._fail(call.id, error)
         else:
@@ -170,9 +174,10 @@ class HubLink:
                 call.handler, value, priority=call.priority, timeout=call.timeout, info=info
             ) as chunks:
                 async for chunk in chunks:
-                    encoded = encode_value(chunk, by_value=by_value)
                     while window.is_full:
                         await window.moved()
+                    # Sent as soon as it is encoded: who is cancelled in between would leave it in memory for ever.
+                    encoded = encode_value(chunk, self.channel.outbox, by_value=by_value)
                     window.sent(encoded.nbytes)
                     self.channel.send(Chunk(call.id, encoded, chunks.queued or 0.0))
                 queued = chunks.queued or 0.0

@@ -20,6 +20,7 @@ __all__ = [
     "Drain",
     "End",
     "Failure",
+    "Freed",
     "Hello",
     "Listening",
     "Message",
@@ -30,7 +31,7 @@ __all__ = [
     "Start",
 ]
 
-VERSION = 1
+VERSION = 2
 """Of this protocol; a front end says its own first, and the hub says nothing to one that speaks another."""
 
 
@@ -163,6 +164,12 @@ class Drain(msgspec.Struct, array_like=True, tag=14, frozen=True, gc=False):
     seconds: float
 
 
+class Freed(msgspec.Struct, array_like=True, tag=15, frozen=True, gc=False):
+    """Either way: these blocks of shared memory, by their offsets, nobody looks at any more."""
+
+    blocks: list[int]
+
+
 Message = (
     Hello
     | Start
@@ -179,4 +186,5 @@ Message = (
     | Question
     | Reply
     | Drain
+    | Freed
 )

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing, suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -264,7 +264,8 @@ def threadsafe(loop: asyncio.AbstractEventLoop, callback: Callable[..., Any]) ->
 
     def call(*args: Any) -> bool:
         try:
-            loop.call_soon_threadsafe(callback, *args)
+            # In no context of the batch's: a timer that is set on the way would keep it, and with it all of its values.
+            loop.call_soon_threadsafe(callback, *args, context=Context())
         except RuntimeError:
             return False
         return True

@@ -1,7 +1,7 @@
 """Memory that two processes see, known by its file descriptor alone: nothing is named, so nothing can be left behind.
 
-Each direction between a service and a worker has a segment of its own. Whoever writes into it hands out its blocks
-(`Arena`); the other side only looks (`Segment.view`), and says when it has done with a block.
+Each direction between a service and a worker, or a front end, has a segment of its own. Whoever writes into it hands out
+its blocks (`Arena`); the other side only looks (`Segment.view`), and says when it has done with a block.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import sys
 import threading
 from bisect import bisect_left
 from contextlib import suppress
@@ -165,14 +166,16 @@ class Arena:
 
     The lowest block that fits is taken: its pages were used before, and are in the caches. gives_back: whether memory
     that has long not been needed is returned to the system, which must not be when the other side has pinned it.
+    limit: bytes that the segment may grow to.
     """
 
     REVIEWED_AFTER = 256
     """Blocks between two looks at how much is needed."""
 
-    def __init__(self, segment: Segment, *, gives_back: bool = False) -> None:
+    def __init__(self, segment: Segment, *, gives_back: bool = False, limit: int = sys.maxsize) -> None:
         self.segment = segment
         self.gives_back = gives_back
+        self.limit = limit
         self._lock = threading.Lock()
         self._holes: list[Block] = [Block(0, segment.size)] if segment.size else []
         self._used: dict[int, int] = {}  # sizes by offset
@@ -192,7 +195,7 @@ class Arena:
     def allocate(self, nbytes: int) -> Block:
         """A block of at least this many bytes, aligned to 64; grows the segment if it must.
 
-        Raises SharedMemoryFull if the system has no more.
+        Raises SharedMemoryFull if the system has no more, or it would grow beyond its limit.
         """
         size = max(1, -(-nbytes // ALIGNMENT)) * ALIGNMENT
         with self._lock:
@@ -242,12 +245,14 @@ class Arena:
     def _grow(self, size: int) -> None:
         before = self.segment.size
         last = self._holes[-1] if self._holes else None
-        missing = size - (last.size if last is not None and sum(last) == before else 0)
+        enough = before + size - (last.size if last is not None and sum(last) == before else 0)
+        if enough > self.limit:
+            raise SharedMemoryFull(f"no {enough} bytes of shared memory: its limit is {self.limit}")
         try:
-            self.segment.grow(max(FIRST_SIZE, 2 * before, before + missing))
+            self.segment.grow(min(self.limit, max(FIRST_SIZE, 2 * before, enough)))
         except SharedMemoryFull:
             # Twice as much may be too much where enough is not.
-            self.segment.grow(before + missing)
+            self.segment.grow(enough)
         self._put(Block(before, self.segment.size - before))
 
     def _review(self) -> None:

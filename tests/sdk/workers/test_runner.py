@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -163,3 +164,27 @@ def test_a_call_into_a_loop_that_has_gone_says_so() -> None:
     assert call() is True
     loop.close()
     assert call() is False
+
+
+def test_what_a_thread_calls_in_the_loop_runs_outside_of_its_batch() -> None:
+    # A timer that is set there would keep the batch, and all that it holds.
+    batch: ContextVar[str] = ContextVar("batch", default="none")
+    seen: list[str] = []
+
+    async def main() -> None:
+        called = asyncio.Event()
+
+        def callback() -> None:
+            seen.append(batch.get())
+            called.set()
+
+        def thread() -> None:
+            batch.set("mine")
+            threadsafe(loop, callback)()
+
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(thread)
+        await called.wait()
+
+    asyncio.run(main())
+    assert seen == ["none"]

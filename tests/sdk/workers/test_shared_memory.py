@@ -198,6 +198,20 @@ def test_growth_doubles_at_least(segment: Segment) -> None:
     assert len(sizes) <= 8
 
 
+def test_it_grows_up_to_its_limit_and_is_of_use_still(segment: Segment) -> None:
+    arena = Arena(segment, limit=5 * FIRST_SIZE)
+    first = arena.allocate(3 * FIRST_SIZE)
+    assert segment.size == 3 * FIRST_SIZE
+    arena.allocate(FIRST_SIZE)
+    # Twice as much would be more.
+    assert segment.size == 5 * FIRST_SIZE
+    with pytest.raises(SharedMemoryFull, match=f"limit is {5 * FIRST_SIZE}"):
+        arena.allocate(FIRST_SIZE + 1)
+    arena.allocate(FIRST_SIZE)
+    arena.free(first.offset)
+    assert arena.allocate(3 * FIRST_SIZE) == first
+
+
 def allocated_bytes(segment: Segment) -> int:
     return os.fstat(segment.fd).st_blocks * 512
 

@@ -1,6 +1,7 @@
 """An app with front ends: in this process, where everything but the processes is real, or in their own."""
 
 import asyncio
+import os
 import socket
 import sys
 import threading
@@ -20,7 +21,23 @@ from tidegate_transports.fronts import FrontsTransport
 from tidegate_transports.ipc_channel import Channel
 from tidegate_transports.ipc_front import RemoteApp
 from tidegate_transports.ipc_hub import HubLink
+from tidegate_transports.ipc_memory import Memory
 from tidegate_transports.ipc_messages import Message
+
+
+def both_sides() -> tuple[Memory, Memory]:
+    """Memory as the two processes have it that share it."""
+    ours = Memory.create()
+    assert ours is not None
+    theirs = Memory.open([os.dup(descriptor) for descriptor in ours.descriptors])
+    assert theirs is not None
+    return ours, theirs
+
+
+@pytest.fixture(name="both_sides")
+def both_sides_fixture() -> Any:
+    """`ours, theirs = both_sides()`: memory as the two processes have it that share it."""
+    return both_sides
 
 
 class Front:
@@ -34,9 +51,10 @@ class Front:
         windows = {name: app.window(name) for name in app.handlers}
         self.app = RemoteApp(app.handlers, self.channel, drain_timeout=app.drain_timeout, windows=windows)
 
-    async def open(self) -> None:
-        for channel, sock in zip((self.link.channel, self.channel), socket.socketpair(), strict=True):
-            await channel.open(sock)
+    async def open(self, *, shares: bool) -> None:
+        memories = both_sides() if shares else (None, None)
+        for channel, sock, memory in zip((self.link.channel, self.channel), socket.socketpair(), memories, strict=True):
+            await channel.open(sock, memory)
 
     def _end(self) -> None:
         self.app.closed()
@@ -57,12 +75,14 @@ def joined() -> Joined:
     """`async with joined(handler, …, fronts=2) as (app, (one, other)):` serves through front ends of this process."""
 
     @asynccontextmanager
-    async def joined(*handlers: Any, fronts: int = 1) -> AsyncIterator[tuple[App, list[Front]]]:
+    async def joined(
+        *handlers: Any, fronts: int = 1, shares: bool = True, worker: Any = "thread"
+    ) -> AsyncIterator[tuple[App, list[Front]]]:
         with anyio.fail_after(30):
-            async with App(*handlers, worker="thread", drain_timeout=1) as app, asyncio.TaskGroup() as tasks:
+            async with App(*handlers, worker=worker, drain_timeout=1) as app, asyncio.TaskGroup() as tasks:
                 made = [Front(app, tasks) for _ in range(fronts)]
                 for front in made:
-                    await front.open()
+                    await front.open(shares=shares)
                 try:
                     yield app, made
                 finally:

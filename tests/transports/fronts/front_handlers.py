@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from tidegate import END, HTTPError, current_batch, serve
+from tidegate import END, Array, HTTPError, current_batch, serve
 
 if note := os.environ.get("TEST_NOTES_IMPORTS"):
     with open(note, "a") as file:
@@ -51,6 +51,30 @@ def where(here: Here) -> int:
 @serve(worker="thread", max_batch_size=8, setup=load)
 def square(state: str, x: np.ndarray) -> np.ndarray:
     return x**2
+
+
+@serve(worker="thread", max_batch_size=8)
+def invert(pictures: Annotated[np.ndarray, Array("uint8", (224, 224, 3))]) -> np.ndarray:
+    return 255 - pictures
+
+
+@serve(worker="thread")
+def halve(pictures: dict[str, np.ndarray]) -> list[int]:
+    for picture in pictures.values():
+        picture //= 2
+    return [int(picture.max()) for picture in pictures.values()]
+
+
+@serve(worker="process", max_batch_size=8)
+def brightest(pictures: Annotated[np.ndarray, Array("uint8", (224, 224, 3))]) -> np.ndarray:
+    largest: np.ndarray = pictures.max(axis=(1, 2, 3))
+    return largest
+
+
+@serve(worker="thread")
+def darken(picture: Annotated[np.ndarray, Array("uint8", (224, 224, 3))]) -> int:
+    picture //= 2
+    return int(picture.max())
 
 
 @serve(worker="thread", max_batch_size=8, batch_timeout=5)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import io
 import os
 import signal
 import time
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
+import numpy as np
 import pytest
 
 from tidegate import serve
 from tidegate_transports.fronts import FrontsTransport, spare_processes
+from tidegate_transports.ipc_memory import Memory
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +74,56 @@ async def test_large_bodies_and_answers_pass(handlers: Any, served: Any) -> None
         coded = {"Content-Encoding": "gzip"}
         answers = await asyncio.gather(*(client.post("/square", content=body, headers=coded) for _ in range(3)))
         assert [sum(answer.json()) for answer in answers] == [1_200_000.0] * 3
+
+
+PICTURE = np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8)
+
+
+def as_map(array: np.ndarray) -> dict[str, Any]:
+    return {"dtype": str(array.dtype), "shape": array.shape, "data": array.tobytes()}
+
+
+RAW = {"Content-Type": "application/octet-stream"}
+
+
+async def test_a_picture_crosses_to_the_hub_and_back_through_memory_that_has_no_name(
+    handlers: Any, served: Any, until: Any
+) -> None:
+    async with served(handlers.invert, handlers.brightest, handlers.darken, handlers.halve) as service:
+        links = [place._front.link.channel for place in service.door.places]
+        memories = [link._memory for link in links]
+        for number in range(8):
+            async with service.http() as client:
+                accept = {**RAW, "Accept": "application/x-npy"}
+                body = (PICTURE // 8 + number).tobytes()
+                answer = await client.post("/invert", content=body, headers=accept)
+                found = np.load(io.BytesIO(answer.content))
+                assert (found == 255 - PICTURE // 8 - number).all()
+                brightest = await client.post("/brightest", content=body, headers=RAW)
+                assert brightest.json() == 254 // 8 + number
+                # A front end looks at it within the request; the function may write to it all the same.
+                darker = await client.post("/darken", content=body, headers=RAW)
+                assert darker.json() == (254 // 8 + number) // 2
+                both = msgspec.msgpack.encode({"a": as_map(PICTURE), "b": as_map(PICTURE[0, 0])})
+                halved = await client.post("/halve", content=both, headers={"Content-Type": "application/msgpack"})
+                assert halved.json() == [254 // 2, int(PICTURE[0, 0].max()) // 2]
+        for memory in memories:
+            for file in memory.descriptors:
+                assert os.readlink(f"/proc/self/fd/{file}") == "/memfd:tidegate (deleted)"
+        # Either of them may have got no connection, but not both.
+        for each in zip(*(memory.descriptors for memory in memories), strict=True):
+            assert sum(os.fstat(file).st_blocks * 512 for file in each) >= PICTURE.nbytes
+        await until(lambda: not any(memory.outbox.used for memory in memories))
+
+
+async def test_without_memory_in_common_a_picture_travels_in_frames(
+    handlers: Any, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Memory, "create", lambda: None)
+    async with served(handlers.invert) as service, service.http() as client:
+        assert [place._front.link.channel.outbox for place in service.door.places] == [None, None]
+        answer = await client.post("/invert", content=PICTURE.tobytes(), headers=RAW)
+        assert (np.array(answer.json(), np.uint8) == 255 - PICTURE).all()
 
 
 async def test_a_module_runs_once_in_each_and_nothing_is_set_up_there(

@@ -1,12 +1,15 @@
 """What becomes of a service of several processes when one of them ends."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import sys
 import textwrap
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import psutil
 import pytest
 
 import tidegate_transports.front_place
+from tidegate_transports.ipc_messages import VERSION
 
 pytestmark = pytest.mark.anyio
 
@@ -79,6 +83,48 @@ async def test_under_load_only_the_dead_ones_connections_fail(handlers: Any, ser
             stop.set()
         # At most one for each connection, and one more for who was just connecting.
         assert failed <= 32
+
+
+async def test_deaths_amid_pictures_harm_nobody_and_leave_no_memory_behind(
+    handlers: Any, served: Any, until: Any
+) -> None:
+    def kept() -> tuple[int, int]:
+        """Mappings and descriptors of shared memory."""
+        gc.collect()
+        maps = Path("/proc/self/maps").read_text()
+        links = Counter(
+            os.readlink(f"/proc/self/fd/{file.name}") for file in os.scandir("/proc/self/fd") if file.is_symlink()
+        )
+        return maps.count("memfd:tidegate"), links["/memfd:tidegate (deleted)"]
+
+    picture = bytes(range(256)) * (224 * 224 * 3 // 256)
+    headers = {"Content-Type": "application/octet-stream", "Accept": "application/x-npy"}
+    async with served(handlers.invert) as service, aiohttp.ClientSession(service.door.url) as session:
+        began = kept()
+        right = [0] * 8
+        stop = asyncio.Event()
+
+        async def caller(number: int) -> None:
+            while not stop.is_set():
+                with suppress(aiohttp.ClientConnectionError):
+                    async with session.post("/invert", data=picture, headers=headers) as response:
+                        assert (await response.read()).endswith(bytes(range(255, -1, -1)))
+                        right[number] += 1
+
+        async with asyncio.TaskGroup() as callers:
+            for number in range(8):
+                callers.create_task(caller(number))
+            for victim in service.pids:
+                before = list(right)
+                while any(now < then + 3 for now, then in zip(right, before, strict=True)):  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+                os.kill(victim, signal.SIGKILL)
+                await service.replaced(victim)
+            stop.set()
+        links = [place._front.link for place in service.door.places]
+        await until(lambda: not any(link.under_way for link in links))
+        # A segment that has grown is mapped once, like any other.
+        await until(lambda: all(now <= then for now, then in zip(kept(), began, strict=True)))
 
 
 async def test_they_leave_signals_to_the_service(handlers: Any, served: Any) -> None:
@@ -155,11 +201,12 @@ async def test_one_that_was_changed_meanwhile_is_not_left_running(
     monkeypatch.setattr(tidegate_transports.front_place, "restart_delay", lambda failures: 0.0)
     others = {child.pid for child in psutil.Process().children()}
     async with served(handlers.square) as service:
+        spoken = VERSION
         monkeypatch.setattr(tidegate_transports.front_place, "VERSION", 99)
         victim, other = service.pids
         os.kill(victim, signal.SIGKILL)
         await until(lambda: "start 2 failed" in caplog.text)
-        monkeypatch.setattr(tidegate_transports.front_place, "VERSION", 1)
+        monkeypatch.setattr(tidegate_transports.front_place, "VERSION", spoken)
         await until(lambda: "a new process" in caplog.text)
         running = {child.pid for child in psutil.Process().children()} - others
         assert running == {other, service.pids[0]}

@@ -15,6 +15,7 @@ import pytest
 import tidegate_transports.front_place
 from tidegate import App, SetupFailed
 from tidegate_transports.fronts import FrontsTransport
+from tidegate_transports.ipc_messages import VERSION
 
 pytestmark = pytest.mark.anyio
 
@@ -39,7 +40,7 @@ async def test_another_version_fails_the_start_and_says_what_to_do(
     handlers: Any, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tidegate_transports.front_place, "VERSION", 99)
-    with pytest.raises(SetupFailed, match=r"version 1 .* version 99.*start the service again"):
+    with pytest.raises(SetupFailed, match=rf"version {VERSION} .* version 99.*start the service again"):
         async with served(handlers.square):
             pass
 

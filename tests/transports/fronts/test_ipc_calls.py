@@ -1,6 +1,7 @@
 """Calls through a front end and the hub: the same as with one process, whatever happens to either."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ from tidegate import (
 from tidegate.context import RequestInfo
 from tidegate.status import DoorCounts
 from tidegate_transports.ipc_channel import Channel
+from tidegate_transports.ipc_memory import LARGE
 from tidegate_transports.ipc_messages import Call, Listening, News
 from tidegate_transports.ipc_values import Value
 
@@ -115,6 +117,148 @@ async def test_a_handler_sees_the_requests_id_and_headers_also_such_as_are_no_te
         assert found.value == ("from-me/7", headers)
         odd = await front.app.answer("who", 1, info=RequestInfo("\udcff", {}))
         assert odd.value == ("?", {})
+
+
+# ---------------------------------------------------------------------- large values
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("worker", ["thread", "process"])
+async def test_large_values_are_the_same_with_and_without_memory_in_common(
+    shares: bool, worker: str, joined: Any, until: Any
+) -> None:
+    picture = np.arange(10 * LARGE, dtype=np.int64).reshape(10, -1)
+    async with joined(large_square, large_echo, fronts=2, shares=shares, worker=worker) as (_, fronts):
+        for front in fronts:
+            assert (front.channel.outbox is not None) == shares
+
+        async def caller(number: int) -> None:
+            app = fronts[number % 2].app
+            assert ((await app.call("large_square", picture + number)) == (picture + number) ** 2).all()
+            value = {"bytes": bytes([number]) * LARGE, "array": picture + number}
+            again = await app.call("large_echo", value)
+            assert again["bytes"] == value["bytes"]
+            assert (again["array"] == value["array"]).all()
+            assert await app.call("large_echo", bytes([number]) * LARGE) == bytes([number]) * LARGE
+
+        await asyncio.gather(*map(caller, range(20)))
+        if shares:
+            await until(lambda: not any(one.outbox.used for front in fronts for one in both_ends(front)))
+
+
+def both_ends(front: Any) -> tuple[Any, Any]:
+    return front.channel, front.link.channel
+
+
+@serve(max_batch_size=4)
+def large_square(x: np.ndarray) -> np.ndarray:
+    return x**2
+
+
+@serve
+def large_echo(x: Any) -> Any:
+    return x
+
+
+async def test_the_hub_makes_no_copy_of_a_large_array(joined: Any, held: Any, until: Any) -> None:
+    one = held()
+    async with joined(one.handler) as (_, (front,)):
+        call = asyncio.ensure_future(front.app.call("held", np.zeros(LARGE, np.uint8)))
+        await one.has_begun()
+        (value,) = one.ran
+        assert value.flags.writeable
+        # What the front end writes where it lies is seen by the function.
+        front.channel.outbox._arena.segment.view(0, 1)[:] = b"a"
+        assert value[0] == ord("a")
+        one.ran.clear()
+        del value
+        one.go.set()
+        assert (await call)[0] == ord("a")
+        await until(lambda: front.channel.outbox.used == 0)
+
+
+async def test_what_a_function_keeps_stays_as_it_is_and_its_block_is_not_used_again(joined: Any, until: Any) -> None:
+    kept: list[np.ndarray] = []
+
+    @serve
+    def keep(x: np.ndarray) -> int:
+        if x[0] < 5:
+            kept.append(x[:10])
+        return int(x[0])
+
+    async with joined(keep) as (_, (front,)):
+        for number in range(50):
+            assert await front.app.call("keep", np.full(LARGE, number, np.uint8)) == number
+        await until(lambda: front.channel.outbox.used == 5 * LARGE)
+        assert [set(one.tolist()) for one in kept] == [{n} for n in range(5)]
+        kept.clear()
+        await until(lambda: front.channel.outbox.used == 0)
+
+
+async def test_what_is_run_again_has_its_values_still(joined: Any, until: Any) -> None:
+    @serve(max_batch_size=8, batch_timeout=10)
+    def picky(x: np.ndarray) -> np.ndarray:
+        if (x[:, 0] == 3).any():
+            raise ValueError("not three")
+        return x[:, 0]
+
+    async with joined(picky) as (_, (front,)):
+        calls = (front.app.call("picky", np.full(LARGE, n, np.uint8)) for n in range(8))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(answers.pop(3), HandlerError)
+        assert answers == [0, 1, 2, 4, 5, 6, 7]
+        gc.collect()  # an exception and the frames that it went through hold each other
+        await until(lambda: front.channel.outbox.used == 0)
+
+
+async def test_a_stream_holds_neither_its_input_nor_what_nobody_reads(joined: Any, until: Any) -> None:
+    @serve
+    def pieces(file: bytes) -> Iterator[np.ndarray]:
+        for number in range(1000):
+            yield np.full(4 * LARGE, number % 100, np.uint8)
+
+    async with joined(pieces) as (_, (front,)):
+        async with front.app.stream("pieces", b"x" * LARGE) as stream:
+            for number in range(20):
+                assert set(await anext(stream)) == {number}
+            await until(lambda: front.channel.outbox.used == 0)
+            # What is on its way is within the stream's window.
+            assert 0 < front.link.channel.outbox.used < 60 * LARGE
+        await until(lambda: not any(one.outbox.used for one in both_ends(front)))
+
+
+async def test_who_hangs_up_gives_back_what_was_written_for_him(joined: Any, held: Any, until: Any) -> None:
+    one = held()
+    async with joined(one.handler) as (_, (front,)):
+        outbox = front.channel.outbox
+        first = asyncio.ensure_future(front.app.call("held", 1))
+        await one.has_begun()
+        queued = asyncio.ensure_future(front.app.call("held", np.ones(LARGE)))
+        await until(lambda: front.link.under_way == 2)
+        front.channel.pause_writing()
+        unsent = asyncio.ensure_future(front.app.call("held", np.ones(LARGE)))
+        await until(lambda: outbox.used == 16 * LARGE)
+        unsent.cancel()
+        await until(lambda: outbox.used == 8 * LARGE)
+        front.channel.resume_writing()
+        queued.cancel()
+        await until(lambda: outbox.used == 0)
+        one.go.set()
+        assert await first == 1
+
+
+async def test_an_answer_that_nobody_waits_for_is_given_back(joined: Any, held: Any, until: Any) -> None:
+    one = held()
+    async with joined(one.handler) as (_, (front,)):
+        call = asyncio.ensure_future(front.app.call("held", np.ones(LARGE)))
+        await one.has_begun()
+        # It settles before the hub hears that its caller has gone.
+        front.app._answers.pop(1)
+        one.go.set()
+        await until(lambda: front.link.under_way == 0)
+        one.ran.clear()
+        await until(lambda: not any(end.outbox.used for end in both_ends(front)))
+        call.cancel()
 
 
 # ---------------------------------------------------------------------- errors

@@ -8,14 +8,17 @@ from typing import Any
 
 import anyio
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tidegate_transports.ipc_channel
+from tidegate.workers.shared_memory import SharedMemoryFull
 from tidegate_transports.ipc_channel import HIGH_WATER, Channel
-from tidegate_transports.ipc_messages import Answer, Cancel, Credit, End, Failure, Hello, Message, Reply
-from tidegate_transports.ipc_values import encode_value
+from tidegate_transports.ipc_memory import LARGE, Inbox
+from tidegate_transports.ipc_messages import Answer, Cancel, Credit, End, Failure, Freed, Hello, Message, Reply
+from tidegate_transports.ipc_values import Value, decode_value, encode_value
 
 pytestmark = pytest.mark.anyio
 
@@ -209,3 +212,110 @@ async def test_whoever_waits_to_write_is_woken_by_the_end() -> None:
             await asyncio.sleep(0)
         theirs.close()
         await end.channel.writable.wait()
+
+
+# ---------------------------------------------------------------------- memory in common
+
+
+@asynccontextmanager
+async def shared_line(both_sides: Any) -> AsyncIterator[tuple[Endpoint, Endpoint]]:
+    """Both ends of a line with memory in common."""
+    with anyio.fail_after(20):
+        ends = Endpoint(), Endpoint()
+        for end, sock, memory in zip(ends, socket.socketpair(), both_sides(), strict=True):
+            await end.channel.open(sock, memory)
+        yield ends
+        for end in ends:
+            end.channel.abort()
+        for end in ends:
+            await end.closed.wait()
+
+
+def answer(number: int, end: Endpoint) -> Answer:
+    return Answer(number, encode_value(np.full(LARGE, number, np.uint8), end.channel.outbox), 0.0, 0.0, 1)
+
+
+async def test_what_nobody_looks_at_any_more_is_said_with_the_next_frame(
+    both_sides: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with shared_line(both_sides) as (one, other):
+        outbox: Any = one.channel.outbox
+        for number in range(3):
+            one.channel.send(answer(number, one))
+        frames: list[Any] = []
+        decode = one.channel._cut
+
+        def cut(data: bytes) -> Any:
+            frames.append(data)
+            return decode(data)
+
+        monkeypatch.setattr(one.channel, "_cut", cut)
+        assert [set(decode_value(got.value)) for got in await other.until(3)] == [{0}, {1}, {2}]
+        assert outbox.used == 3 * LARGE
+        # Freed and said in one turn: one frame has it all.
+        other.channel.send(Cancel(7))
+        other.got.clear()
+        await one.until(1)
+        assert one.got == [Cancel(7)]
+        assert outbox.used == 0
+        assert len(frames) == 1
+
+
+async def test_what_another_thread_looked_at_last_is_said_too_though_nothing_else_is(
+    both_sides: Any, until: Any
+) -> None:
+    async with shared_line(both_sides) as (one, other):
+        outbox: Any = one.channel.outbox
+        asyncio.get_running_loop().set_debug(True)  # says who calls it from a thread that it is not told of
+        one.channel.send(answer(1, one))
+        await other.until(1)
+        await asyncio.to_thread(other.got.clear)
+        await until(lambda: outbox.used == 0)
+
+
+async def test_a_value_that_nobody_decodes_is_given_back_all_the_same(both_sides: Any, until: Any) -> None:
+    async with shared_line(both_sides) as (one, other):
+        outbox: Any = one.channel.outbox
+        for number in range(20):
+            one.channel.send(answer(number, one))
+        await other.until(20)
+        other.got.clear()
+        await until(lambda: outbox.used == 0)
+
+
+@pytest.mark.parametrize("nonsense", [Freed([64]), Answer(1, Value(1, None, "|u1", (1,), (1 << 40, 1)), 0.0, 0.0, 1)])
+async def test_nonsense_about_memory_ends_the_line(
+    nonsense: Any, both_sides: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with shared_line(both_sides) as (one, other):
+        one.channel.send(nonsense)
+        await other.closed.wait()
+        assert "makes no sense" in caplog.text
+        assert "offset" in caplog.text
+        assert other.got == []
+        assert other.channel.outbox is None
+
+
+async def test_memory_that_cannot_be_seen_ends_the_line_and_says_why(
+    both_sides: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(inbox: Inbox, place: Any) -> Any:
+        raise SharedMemoryFull("no room for it here")
+
+    monkeypatch.setattr(Inbox, "look", cannot)
+    async with shared_line(both_sides) as (one, other):
+        one.channel.send(answer(1, one))
+        await other.closed.wait()
+        assert "no room for it here" in caplog.text
+
+
+async def test_values_that_are_looked_at_when_the_line_ends_stay_as_they_are(both_sides: Any) -> None:
+    async with shared_line(both_sides) as (one, other):
+        one.channel.send(answer(5, one))
+        (got,) = await other.until(1)
+        array = decode_value(got.value)
+        memory: Any = other.channel._memory
+        one.channel.abort()
+        await other.closed.wait()
+        assert memory.descriptors == [-1, -1]
+        assert set(array) == {5}

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tidegate import DeadlineExceeded, TidegateError, Unavailable, current_batch, serve
@@ -145,6 +146,30 @@ async def test_nothing_that_a_dead_front_end_left_in_the_queue_runs(joined: Any,
         assert dead.link.under_way == 0
         gone = await asyncio.gather(*calls, *jobs, return_exceptions=True)
         assert {type(error) for error in gone} == {Unavailable}
+
+
+async def test_the_values_of_a_dead_front_end_are_whole_to_the_end_and_told_to_nobody(
+    joined: Any, held: Any, until: Any
+) -> None:
+    one = held()
+    async with joined(one.handler, fronts=2) as (_, (dead, alive)):
+        call = asyncio.ensure_future(dead.app.call("held", np.full(100_000, 7)))
+        await one.has_begun()
+        await dead.die()
+        assert (dead.channel.outbox, dead.link.channel.outbox) == (None, None)
+        (value,) = one.ran
+        # Others write their own memory.
+        other = asyncio.ensure_future(alive.app.call("held", np.full(100_000, 8)))
+        await until(lambda: alive.link.under_way == 1)
+        assert set(value) == {7}
+        del value
+        one.ran.clear()
+        one.go.set()
+        assert set(await other) == {8}
+        one.ran.clear()
+        await until(lambda: alive.channel.outbox.used == 0)
+        with pytest.raises(Unavailable):
+            await call
 
 
 async def test_without_a_hub_everybody_is_told_and_nobody_hangs(joined: Any, held: Any) -> None:
