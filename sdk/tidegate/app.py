@@ -19,6 +19,7 @@ from tidegate.intake import Intake
 from tidegate.options import RESERVED
 from tidegate.service import DRAIN_TIMEOUT, Answer, Service, SetupFailed
 from tidegate.status import DoorCounts, HandlerStatus, Overview
+from tidegate.target import is_loading
 from tidegate.transport import Transport, load_transport
 from tidegate.workers.spawn import kill_all, spawned
 from tidegate_batching import Item, Statistics, Stream
@@ -304,7 +305,8 @@ def run(
     """Serve until SIGINT or SIGTERM, at http://127.0.0.1:8000 unless doors are given; `App` is the same inside a loop.
 
     http_processes: how many processes read and write the HTTP in front of the one that batches; "auto": the cores that
-    the workers leave. Requests in flight are answered first. In a worker's process, which imports the script, it returns at once.
+    the workers leave. Requests in flight are answered first. Where a worker's process or `tidegate serve script.py`
+    imports the script, it returns at once.
     Raises what `App` raises.
 
     Example, in a script:
@@ -314,8 +316,8 @@ def run(
         ...     return text.upper()
         >>> run(shout, http="0.0.0.0:8000")  # doctest: +SKIP
     """
-    if spawned():
-        return  # a worker imports the script that calls this
+    if spawned() or is_loading():
+        return  # a worker, or the command line, imports the script that calls this
     chosen: dict[str, Any] = dict(doors or {"http": "127.0.0.1:8000"})
     if http_processes != 1:
         if not isinstance(chosen.get("http"), str):

@@ -259,6 +259,16 @@ def test_help_names_what_can_be_served_and_where(arguments: list[str], tidegate:
     assert ("file.py:name" in ran.stdout and "--http ADDR" in ran.stdout) or "serve " in ran.stdout
 
 
+def test_a_script_that_serves_itself_is_served_where_the_command_line_says(serving: Serving, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from tidegate import run, serve\n\n"
+        "@serve(worker='thread')\ndef shout(text: str) -> str:\n    return text.upper()\n\n"
+        "run(shout, http='nowhere')\n"
+    )
+    with serving("script.py", cwd=tmp_path) as (_, printed):
+        assert httpx.post(f"{url_in(printed)}/shout", json="hello").json() == "HELLO"
+
+
 def test_a_file_that_is_named_twice_runs_once_and_serves_each_handler_once(serving: Serving, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
         "from pathlib import Path\nfrom tidegate import serve\n"
