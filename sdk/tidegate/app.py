@@ -174,10 +174,12 @@ class App:
     async def call(self, name: str, value: Any, *, priority: int = 3, timeout: float | None = None) -> Any:
         """One input through the handler's batcher to its output.
 
+        value: an item, or what a body would hold in its place: lists for an array, a dict for an object with fields.
         priority: 0 (first) to 7. timeout: seconds, at most the handler's own.
         Raises `TidegateError`, KeyError for an unknown name, TypeError for a handler that streams.
         """
-        return (await self.answer(name, value, priority=priority, timeout=timeout)).value
+        item = self.handlers[name].codec.adopt(value)
+        return (await self.answer(name, item, priority=priority, timeout=timeout)).value
 
     async def answer(
         self,
