@@ -70,7 +70,8 @@ class SetupFailed(Exception):
         else:
             text = f"{type(error).__name__}: {error}"
             self.traceback = "".join(tracebacks.format_exception(error))
-        what = f"handler {handler!r} has no worker left" if lost else f"setup of handler {handler!r} failed"
+        stage = getattr(error, "stage", "setup") if isinstance(error, HandlerError) else "setup"
+        what = f"handler {handler!r} has no worker left" if lost else f"{stage} of handler {handler!r} failed"
         super().__init__(f"{what}: {text}")
         self.handler = handler
 
