@@ -184,6 +184,20 @@ async def test_what_the_wire_would_convert_is_converted_here_too() -> None:
         assert [output async for output in view.map([[1, 2]], handler="total")] == [3]
 
 
+@pytest.mark.parametrize(("isolate_errors", "warnings"), [(True, 1), (False, 0)])
+def test_too_few_outputs_are_in_the_log_also_where_parts_of_the_batch_succeed_later(
+    isolate_errors: bool, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    @serve(max_batch_size=2, batch_timeout=1.0, isolate_errors=isolate_errors)
+    def one_less(x: list[int]) -> list[int]:
+        return x[: max(1, len(x) - 1)]
+
+    with LocalClient(one_less) as client:
+        outputs = list(client.map([1, 2], return_exceptions=True))
+    assert (outputs == [1, 2]) is isolate_errors
+    assert sum("one_less: a batch of 2 items failed" in message for message in caplog.messages) == warnings
+
+
 @pytest.mark.parametrize("hook", ["cost", "group_by"])
 def test_what_cost_and_group_by_raise_is_an_error_of_the_handlers(hook: str) -> None:
     options: Any = {"max_batch_cost": 10, "cost": len} if hook == "cost" else {"group_by": len}
