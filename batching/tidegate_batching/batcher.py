@@ -261,6 +261,8 @@ class Batcher(Generic[T, R]):
         """
         self._closing = True
         self.close()
+        if self._drained.is_set():
+            return True  # also where there is no time left: to wait, however shortly, would be cancelled
         with anyio.move_on_after(timeout):
             await self._drained.wait()
             return True

@@ -644,3 +644,8 @@ async def test_a_batch_that_fails_as_a_whole_is_told_even_if_its_items_succeed_l
     assert callers.results == {n: n for n in range(4)}
     assert told[0] == (4, "too many")
     assert len(told) > 1
+
+
+async def test_a_batcher_with_nothing_in_is_drained_also_where_there_is_no_time_left() -> None:
+    async with Batcher[int, int](Policy()) as batcher:
+        assert await batcher.drain(0)
