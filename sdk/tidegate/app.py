@@ -76,7 +76,8 @@ class App:
             raise ValueError(f"drain_timeout={drain_timeout!r}: give seconds, 0 or more")
         self.drain_timeout = drain_timeout
         self._draining = False
-        self.watchers: list[Callable[[], None]] = []  # called whenever `draining` is set
+        self._opened = False
+        self.watchers: list[Callable[[], None]] = []  # called whenever `draining` or `ready` has been set
         self.failure: asyncio.Future[SetupFailed]
         self.counters: list[Callable[[], Awaitable[DoorCounts]]] = []  # doors add theirs
         # Loading finds a missing transport now and not after a minute of setup.
@@ -92,7 +93,7 @@ class App:
     async def __aenter__(self) -> Self:
         if spawned():
             raise RuntimeError('a worker imports this script: enter an App below `if __name__ == "__main__":`')
-        self.draining, self.drain_ends_at = False, math.inf
+        self._opened, self.draining, self.drain_ends_at = False, False, math.inf
         self.failure = asyncio.get_running_loop().create_future()
         kind = self._worker or ("process" if self._served else "thread")
         # Where a library has to be asked in a process of its own, this takes seconds.
@@ -112,6 +113,9 @@ class App:
             for transport in self.transports:
                 await stack.enter_async_context(transport.serve(self))
             self._stack = stack.pop_all()
+        # Not before every door is open: one of several must not send for callers while a signal would still end all.
+        self._opened = True
+        self._changed()
         return self
 
     async def __aexit__(
@@ -142,13 +146,16 @@ class App:
     @draining.setter
     def draining(self, value: bool) -> None:
         self._draining = value
+        self._changed()
+
+    def _changed(self) -> None:
         for watcher in self.watchers:
             watcher()
 
     @property
     def ready(self) -> bool:
-        """Whether every handler has a live, warmed worker and nobody has asked the app to stop."""
-        return not self.draining and bool(self._services) and all(s.status().ready for s in self._services.values())
+        """Whether the doors are open, every handler has a live, warmed worker and nobody has asked the app to stop."""
+        return self._opened and not self.draining and all(s.status().ready for s in self._services.values())
 
     @property
     def alive(self) -> bool:
