@@ -223,6 +223,18 @@ def test_a_module_that_raises_shows_its_own_traceback_from_its_first_line_on(
     assert errors.splitlines()[-1] == f"Error: {target} cannot be imported"
 
 
+def test_a_script_that_exits_when_it_is_imported_is_told_so(
+    fails: Callable[..., tuple[int, str]], folder: Path
+) -> None:
+    (folder / "script.py").write_text("from app import shout\nimport sys\n\nsys.exit(0)\n")
+    code, errors = fails("script.py")
+    assert code == 2
+    assert f'File "{folder / "script.py"}", line 4' in errors
+    assert errors.splitlines()[-1] == (
+        'Error: script.py exits when it is imported: put what a script does below `if __name__ == "__main__":`'
+    )
+
+
 def test_a_failing_setup_shows_its_traceback_and_exits_with_3(
     fails: Callable[..., tuple[int, str]], folder: Path
 ) -> None:
