@@ -91,7 +91,8 @@ class Batcher(Generic[T, R]):
     """Many callers, one batch: `submit` waits for one item's result while items that arrive together run together.
 
     policy: the limits. cost: an item's cost, against `policy.max_batch_cost`. group_by: only items for which it gives
-    an equal, hashable value share a batch.
+    an equal, hashable value share a batch. failed: told how many items a batch had that failed as a whole, and why;
+    what becomes of them may hide it.
 
     Whoever owns the workers adds slots. Use as an async context manager: leaving it drains what is in.
 
@@ -113,8 +114,10 @@ class Batcher(Generic[T, R]):
         *,
         cost: Callable[[T], float] | None = None,
         group_by: Callable[[T], Hashable] | None = None,
+        failed: Callable[[int, BaseException], None] | None = None,
     ) -> None:
         self.policy = policy
+        self._failed = failed
         self._cost = cost
         self._group_by = group_by
         self._scheduler = Scheduler(policy)
@@ -258,6 +261,8 @@ class Batcher(Generic[T, R]):
         """
         self._closing = True
         self.close()
+        if self._drained.is_set():
+            return True  # also where there is no time left: to wait, however shortly, would be cancelled
         with anyio.move_on_after(timeout):
             await self._drained.wait()
             return True
@@ -352,6 +357,9 @@ class Batcher(Generic[T, R]):
             return
         flights.popleft()
         following = flights[0] if flights else None
+        # The readers of a stream that has begun are told; of a batch that will be tried again nobody else would hear.
+        if self._failed is not None and isinstance(result, BaseException) and not any(i.started for i in batch.items):
+            self._failed(len(batch.items), result)
         self._apply(self._scheduler.complete(batch.slot, result, self._backend.now()))
         if following is not None and following._early is not None:
             self._completed(following, following._early)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple, NotRequired, Required, TypeVar, Union, get_args, get_origin
 
 import msgspec
@@ -13,7 +13,17 @@ import numpy as np
 
 from tidegate.array import Array
 
-__all__ = ["Field", "array_of", "fields_of", "holds_array", "is_union", "meaning_of", "members_of", "stripped"]
+__all__ = [
+    "Field",
+    "array_of",
+    "fields_of",
+    "holds_array",
+    "holds_object",
+    "is_union",
+    "meaning_of",
+    "members_of",
+    "stripped",
+]
 
 
 class Field(NamedTuple):
@@ -91,11 +101,20 @@ def members_of(annotation: Any) -> list[Any]:
 
 def holds_array(annotation: Any) -> bool:
     """Whether there is an array anywhere inside."""
+    return _holds(annotation, lambda inside: array_of(inside) is not None)
+
+
+def holds_object(annotation: Any) -> bool:
+    """Whether there is a class with fields anywhere inside, one whose values are no dicts."""
+    return _holds(annotation, lambda inside: fields_of(inside) is not None and not typing.is_typeddict(inside))
+
+
+def _holds(annotation: Any, is_meant: Callable[[Any], bool]) -> bool:
     seen: list[Any] = []
     pending = [annotation]
     while pending:
         annotation = pending.pop()
-        if array_of(annotation) is not None:
+        if is_meant(annotation):
             return True
         annotation = meaning_of(annotation)
         if annotation not in seen:

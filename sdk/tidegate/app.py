@@ -19,6 +19,7 @@ from tidegate.intake import Intake
 from tidegate.options import RESERVED
 from tidegate.service import DRAIN_TIMEOUT, Answer, Service, SetupFailed
 from tidegate.status import DoorCounts, HandlerStatus, Overview
+from tidegate.target import is_loading
 from tidegate.transport import Transport, load_transport
 from tidegate.workers.spawn import kill_all, spawned
 from tidegate_batching import Item, Statistics, Stream
@@ -75,7 +76,8 @@ class App:
             raise ValueError(f"drain_timeout={drain_timeout!r}: give seconds, 0 or more")
         self.drain_timeout = drain_timeout
         self._draining = False
-        self.watchers: list[Callable[[], None]] = []  # called whenever `draining` is set
+        self._opened = False
+        self.watchers: list[Callable[[], None]] = []  # called whenever `draining` or `ready` has been set
         self.failure: asyncio.Future[SetupFailed]
         self.counters: list[Callable[[], Awaitable[DoorCounts]]] = []  # doors add theirs
         # Loading finds a missing transport now and not after a minute of setup.
@@ -91,7 +93,7 @@ class App:
     async def __aenter__(self) -> Self:
         if spawned():
             raise RuntimeError('a worker imports this script: enter an App below `if __name__ == "__main__":`')
-        self.draining, self.drain_ends_at = False, math.inf
+        self._opened, self.draining, self.drain_ends_at = False, False, math.inf
         self.failure = asyncio.get_running_loop().create_future()
         kind = self._worker or ("process" if self._served else "thread")
         # Where a library has to be asked in a process of its own, this takes seconds.
@@ -111,6 +113,9 @@ class App:
             for transport in self.transports:
                 await stack.enter_async_context(transport.serve(self))
             self._stack = stack.pop_all()
+        # Not before every door is open: one of several must not send for callers while a signal would still end all.
+        self._opened = True
+        self._changed()
         return self
 
     async def __aexit__(
@@ -141,13 +146,16 @@ class App:
     @draining.setter
     def draining(self, value: bool) -> None:
         self._draining = value
+        self._changed()
+
+    def _changed(self) -> None:
         for watcher in self.watchers:
             watcher()
 
     @property
     def ready(self) -> bool:
-        """Whether every handler has a live, warmed worker and nobody has asked the app to stop."""
-        return not self.draining and bool(self._services) and all(s.status().ready for s in self._services.values())
+        """Whether the doors are open, every handler has a live, warmed worker and nobody has asked the app to stop."""
+        return self._opened and not self.draining and all(s.status().ready for s in self._services.values())
 
     @property
     def alive(self) -> bool:
@@ -173,10 +181,12 @@ class App:
     async def call(self, name: str, value: Any, *, priority: int = 3, timeout: float | None = None) -> Any:
         """One input through the handler's batcher to its output.
 
+        value: an item, or what a body would hold in its place: lists for an array, a dict for an object with fields.
         priority: 0 (first) to 7. timeout: seconds, at most the handler's own.
         Raises `TidegateError`, KeyError for an unknown name, TypeError for a handler that streams.
         """
-        return (await self.answer(name, value, priority=priority, timeout=timeout)).value
+        item = self.handlers[name].codec.adopt(value)
+        return (await self.answer(name, item, priority=priority, timeout=timeout)).value
 
     async def answer(
         self,
@@ -304,7 +314,8 @@ def run(
     """Serve until SIGINT or SIGTERM, at http://127.0.0.1:8000 unless doors are given; `App` is the same inside a loop.
 
     http_processes: how many processes read and write the HTTP in front of the one that batches; "auto": the cores that
-    the workers leave. Requests in flight are answered first. In a worker's process, which imports the script, it returns at once.
+    the workers leave. Requests in flight are answered first. Where a worker's process or `tidegate serve script.py`
+    imports the script, it returns at once.
     Raises what `App` raises.
 
     Example, in a script:
@@ -314,8 +325,8 @@ def run(
         ...     return text.upper()
         >>> run(shout, http="0.0.0.0:8000")  # doctest: +SKIP
     """
-    if spawned():
-        return  # a worker imports the script that calls this
+    if spawned() or is_loading():
+        return  # a worker, or the command line, imports the script that calls this
     chosen: dict[str, Any] = dict(doors or {"http": "127.0.0.1:8000"})
     if http_processes != 1:
         if not isinstance(chosen.get("http"), str):

@@ -8,11 +8,13 @@ from functools import cached_property
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from tidegate.annotations import meaning_of, members_of
+from tidegate.annotations import holds_array, holds_object, meaning_of, members_of
 from tidegate.array import Array
 from tidegate.array_layout import Misfit, is_map
 from tidegate.array_reader import ArrayReader
+from tidegate.collate import is_tensor
 from tidegate.encoding import is_array, write_json, write_msgpack, write_npy
 from tidegate.forms import Form
 from tidegate.media import (
@@ -129,8 +131,21 @@ class Codec:
                 return self.decode_json(body[len(_BOM) :])
             raise _refusal(error, body, JSON) from None
 
+    def adopt(self, value: Any) -> Any:
+        """One item from a caller in this process, who writes what the wire would convert: lists for an array, a dict
+        for an object with fields. What is of its class already, and all else, stays as it is."""
+        if self._is_array and self._array is not None:
+            is_kind = is_tensor(value) if self._array.tensor else isinstance(value, np.ndarray)
+            return value if is_kind and self._array.array == Array() else self.decode_object(value)
+        return self.decode_object(value) if self._is_converted and type(value) in (dict, list, tuple) else value
+
+    @cached_property
+    def _is_converted(self) -> bool:
+        """Whether what JSON knows becomes something else here."""
+        return not self._is_untyped and (holds_array(self.annotation) or holds_object(self.annotation))
+
     def decode_object(self, value: Any) -> Any:
-        """Read one item from a value that is parsed already, or that comes from a caller in this process."""
+        """Read one item from a value that is parsed already."""
         if self._is_untyped:
             return value
         try:

@@ -265,13 +265,16 @@ class Execution:
         example = self._options.warmup
         if example is None:
             return
-        example = example() if callable(example) else example
         nothing = running_batch.set(BatchContext(self._device, []))
+        size = 0
         try:
+            example = self._handler.codec.adopt(example() if callable(example) else example)
             for size in sorted({1, self._options.max_batch_size or 1}):
                 for output in await self._rehearse([example] * size):
                     if isinstance(output, BaseException):
                         raise output
+        except Exception as error:
+            raise _not_warm(size, error) from error
         finally:
             running_batch.reset(nothing)
 
@@ -321,6 +324,15 @@ async def _steps(generator: Any) -> AsyncGenerator[Any, None]:
             await generator.aclose()
         elif hasattr(generator, "close"):
             generator.close()
+
+
+def _not_warm(size: int, error: Exception) -> HandlerError:
+    """What happened to a batch of that size, or for 0 to the example itself; `stage` tells it from a failed `setup`."""
+    known = error if isinstance(error, HandlerError) else HandlerError.wrap(error)
+    what = f"a batch of {size}" if size else "the example"
+    failed = HandlerError(f"{what}: {known.type_name}", known.text, known.traceback)
+    vars(failed)["stage"] = "warm-up"  # whatever is there crosses between processes
+    return failed
 
 
 def _invalid(error: BaseException) -> TidegateError:

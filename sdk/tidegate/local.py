@@ -30,7 +30,9 @@ class AsyncLocalClient:
         self, value: Any, *, handler: str | None = None, timeout: float | None = None, priority: int = 3
     ) -> AsyncGenerator[Any, None]:
         """One input to its chunks; breaking out and closing the iterator cancels the rest."""
-        async with self._app.stream(self.name(handler), value, priority=priority, timeout=timeout) as chunks:
+        name = self.name(handler)
+        item = self._app.handlers[name].codec.adopt(value)
+        async with self._app.stream(name, item, priority=priority, timeout=timeout) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -44,7 +46,7 @@ class AsyncLocalClient:
         """
         name = self.name(handler)
         outputs = map_in_order(
-            lambda value: self._app.patient_call(name, value),
+            lambda value: self.patient_call(name, value),
             values,
             lambda: self._app.window(name),
             return_exceptions,
@@ -54,6 +56,10 @@ class AsyncLocalClient:
                 yield output
         finally:
             await outputs.aclose()
+
+    async def patient_call(self, name: str, value: Any) -> Any:
+        """`call` as `map` does it."""
+        return await self._app.patient_call(name, self._app.handlers[name].codec.adopt(value))
 
     def name(self, handler: str | None) -> str:
         """The handler that is meant: the only one if none is named; LookupError that says what there is."""
@@ -128,7 +134,7 @@ class LocalClient:
         name = self._open_name(handler)
 
         def ask(value: Any) -> Coroutine[Any, Any, Any]:
-            return self._app.patient_call(name, value)
+            return self._client.patient_call(name, value)
 
         return self._portal.map(ask, values, lambda: self._app.window(name), return_exceptions)
 

@@ -15,6 +15,7 @@ from tidegate.context import RequestInfo
 from tidegate.handler import Handler
 from tidegate.intake import Intake
 from tidegate.placement import Placement
+from tidegate.reruns import Reruns
 from tidegate.status import HandlerStatus
 from tidegate.workers.process import ProcessWorker
 from tidegate.workers.protocol import Worker, describe_devices
@@ -70,7 +71,8 @@ class SetupFailed(Exception):
         else:
             text = f"{type(error).__name__}: {error}"
             self.traceback = "".join(tracebacks.format_exception(error))
-        what = f"handler {handler!r} has no worker left" if lost else f"setup of handler {handler!r} failed"
+        stage = getattr(error, "stage", "setup") if isinstance(error, HandlerError) else "setup"
+        what = f"handler {handler!r} has no worker left" if lost else f"{stage} of handler {handler!r} failed"
         super().__init__(f"{what}: {text}")
         self.handler = handler
 
@@ -102,8 +104,13 @@ class Service:
             for placement in placements
         ]
         self._slots = sum(replica.slots for replica in self._replicas)
+        options = handler.options
         self._batcher: Batcher[Any, Any] = Batcher(
-            handler.options.policy(self._slots), cost=handler.options.cost, group_by=handler.group
+            options.policy(self._slots),
+            cost=options.cost,
+            group_by=handler.group,
+            # Where nothing runs twice, each caller gets the error, and with it the log.
+            failed=Reruns(handler.name).failed if options.isolate_errors else None,
         )
         self._tasks: asyncio.TaskGroup
 

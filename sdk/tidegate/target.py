@@ -12,9 +12,10 @@ from typing import Any
 
 from tidegate.handler import Handler, handler_of, is_handler
 
-__all__ = ["TargetError", "find_handlers"]
+__all__ = ["TargetError", "find_handlers", "is_loading"]
 
 
+_loading = 0
 _LOADED = "__tidegate_loaded__"
 
 
@@ -27,8 +28,13 @@ def find_handlers(target: str) -> list[Handler[..., Any]]:
 
     Raises TargetError if there is no such file, module or name. What the module itself raises passes through.
     """
+    global _loading
     place, _, name = target.partition(":")
-    module = _from_file(Path(place)) if place.endswith(".py") or "/" in place else _from_name(place)
+    _loading += 1
+    try:
+        module = _from_file(Path(place)) if place.endswith(".py") or "/" in place else _from_name(place)
+    finally:
+        _loading -= 1
     handlers = {key: handler_of(value) for key, value in vars(module).items() if is_handler(value)}
     if name:
         if name not in handlers:
@@ -40,6 +46,11 @@ def find_handlers(target: str) -> list[Handler[..., Any]]:
         raise TargetError(f"{target}: no handler in {place}; {_what_there_is(handlers, module, name)}")
     # A handler imported under two names is one handler.
     return list({id(handler): handler for handler in handlers.values()}.values())
+
+
+def is_loading() -> bool:
+    """Whether somebody looks for handlers in a module, which runs it: a script that serves itself must not do so now."""
+    return _loading > 0
 
 
 def _from_file(path: Path) -> ModuleType:

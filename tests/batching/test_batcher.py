@@ -623,3 +623,29 @@ async def test_an_answered_items_output_is_not_kept_behind_one_that_still_waits(
             gc.collect()
             assert [reference() for reference in kept] == [None, None, None]
             slow.complete([1])
+
+
+async def test_a_batch_that_fails_as_a_whole_is_told_even_if_its_items_succeed_later() -> None:
+    told: list[tuple[int, str]] = []
+
+    async def alone(values: list[int]) -> list[int]:
+        if len(values) > 1:
+            raise ValueError("too many")
+        return values
+
+    policy = Policy(max_batch_size=4, batch_timeout=1.0)
+    with anyio.fail_after(10):
+        async with Batcher[int, int](policy, failed=lambda size, error: told.append((size, str(error)))) as batcher:
+            batcher.add_function(alone)
+            async with anyio.create_task_group() as tasks:
+                callers = Callers(tasks, batcher)
+                for value in range(4):
+                    callers.submit(value)
+    assert callers.results == {n: n for n in range(4)}
+    assert told[0] == (4, "too many")
+    assert len(told) > 1
+
+
+async def test_a_batcher_with_nothing_in_is_drained_also_where_there_is_no_time_left() -> None:
+    async with Batcher[int, int](Policy()) as batcher:
+        assert await batcher.drain(0)

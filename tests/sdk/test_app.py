@@ -3,6 +3,8 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +300,29 @@ async def test_a_third_partys_door_is_open_as_long_as_the_app_is_entered(third_p
     async with app:
         assert notes == ["opened with double"]
     assert notes == ["opened with double", "closed"]
+
+
+async def test_an_app_is_ready_when_all_its_doors_are_open() -> None:
+    seen: list[bool] = []
+
+    class Door:
+        url = "nowhere"
+
+        @asynccontextmanager
+        async def serve(self, app: App) -> AsyncIterator[None]:
+            app.watchers.append(lambda: seen.append(app.ready))
+            seen.append(app.ready)
+            yield
+
+    app = App(double, worker="thread", one=Door(), other=Door())
+    for _ in range(2):
+        async with app:
+            assert seen[:2] == [False, False]
+            assert seen[2:] == [True] * len(app.watchers)
+        seen.append(app.ready)
+        assert seen[-1] is False
+        app.watchers.clear()
+        seen.clear()
 
 
 async def test_a_door_opens_only_when_every_handler_is_set_up(third_party: Path) -> None:

@@ -440,6 +440,9 @@ def test_a_service_that_is_not_there_is_an_error_that_says_so(scheme: str) -> No
             client.call(1)
         assert isinstance(caught.value, ConnectionError)
         assert not caught.value.sent
+        # A library's traceback above it would bury the line.
+        assert caught.value.__suppress_context__
+        assert caught.value.__cause__ is None
         with pytest.raises(Disconnected):
             list(client.stream(1))
         (error,) = client.map([1], return_exceptions=True)

@@ -57,6 +57,58 @@ def unencodable(value: Any) -> str:
     return caught.value.detail
 
 
+# ---------------------------------------------------------------------- values of this process
+
+
+class Labelled(TypedDict):
+    image: np.ndarray
+    label: str
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "item"),
+    [
+        (np.ndarray, [[1, 2], (3, 4)], np.array([[1, 2], [3, 4]])),
+        (np.ndarray, torch.tensor([1.5]), np.array([1.5], "float32")),
+        (Annotated[np.ndarray, Array("float32", (2,))], np.array([1, 2]), np.array([1, 2], "float32")),
+        (Point, {"x": 1}, Point(1)),
+        (Point | None, {"x": 1}, Point(1)),
+        (list[Question], [{"text": "a", "tokens": [1]}], [Question("a", [1])]),
+        (Labelled, {"image": [1, 2], "label": "a"}, {"image": np.array([1, 2]), "label": "a"}),
+    ],
+)
+def test_what_the_wire_would_convert_is_converted(annotation: Any, value: Any, item: Any) -> None:
+    np.testing.assert_equal(Codec(annotation).adopt(value), item)
+
+
+def test_lists_become_a_tensor_where_one_is_wanted() -> None:
+    assert torch.equal(Codec(torch.Tensor).adopt([1.5, 2]), torch.tensor([1.5, 2]))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (np.ndarray, np.array([1j])),
+        (torch.Tensor, torch.ones(2, dtype=torch.complex64)),
+        (Point, Point(1)),
+        (Answer, {"score": 0.5, "and": "more"}),
+        (int, np.int64(3)),
+        (list[float], [np.float32(1)]),
+        (inspect.Parameter.empty, [1, 2]),
+        (bytes, "no base64"),
+    ],
+)
+def test_what_is_of_its_class_and_all_else_stays_as_it_is(annotation: Any, value: Any) -> None:
+    assert Codec(annotation).adopt(value) is value
+
+
+def test_what_does_not_fit_is_refused_as_on_the_wire() -> None:
+    with pytest.raises(InvalidInput, match="missing required field `x`"):
+        Codec(Point).adopt({"y": 1})
+    with pytest.raises(InvalidInput, match="got text"):
+        Codec(np.ndarray).adopt("one")
+
+
 # ---------------------------------------------------------------------- bytes to values
 
 

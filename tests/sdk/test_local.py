@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+import numpy as np
 import pytest
 
 from tidegate import (
@@ -161,6 +162,40 @@ async def test_an_error_of_tidegates_arrives_as_it_is(error: Exception) -> None:
         with pytest.raises(type(error)) as caught:
             await view.call(1)
     assert caught.value is error
+
+
+async def test_what_the_wire_would_convert_is_converted_here_too() -> None:
+    def total(x: np.ndarray) -> np.ndarray:
+        return np.asarray(x.sum(axis=1))
+
+    @serve(name="steps")
+    def steps(x: np.ndarray) -> Iterator[Any]:
+        yield from x
+
+    with LocalClient(serve(max_batch_size=4)(total), steps) as client:
+        assert client.call([1, 2.5], handler="total") == 3.5
+        assert list(client.map([[1, 2], (3, 4)], handler="total")) == [3, 7]
+        assert list(client.stream([1, 2], handler="steps")) == [1, 2]
+        errors = list(client.map([[1, 2], ["x"]], handler="total", return_exceptions=True))
+        assert (errors[0], type(errors[1])) == (3, InvalidInput)
+    async with LocalClient(serve(max_batch_size=4)(total), steps) as view:
+        assert await view.call([1, 2.5], handler="total") == 3.5
+        assert [chunk async for chunk in view.stream([1, 2], handler="steps")] == [1, 2]
+        assert [output async for output in view.map([[1, 2]], handler="total")] == [3]
+
+
+@pytest.mark.parametrize(("isolate_errors", "warnings"), [(True, 1), (False, 0)])
+def test_too_few_outputs_are_in_the_log_also_where_parts_of_the_batch_succeed_later(
+    isolate_errors: bool, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    @serve(max_batch_size=2, batch_timeout=1.0, isolate_errors=isolate_errors)
+    def one_less(x: list[int]) -> list[int]:
+        return x[: max(1, len(x) - 1)]
+
+    with LocalClient(one_less) as client:
+        outputs = list(client.map([1, 2], return_exceptions=True))
+    assert (outputs == [1, 2]) is isolate_errors
+    assert sum("one_less: a batch of 2 items failed" in message for message in caplog.messages) == warnings
 
 
 @pytest.mark.parametrize("hook", ["cost", "group_by"])

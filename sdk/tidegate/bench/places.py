@@ -38,7 +38,10 @@ async def at_address(
     async with Remote(address.url(), headers, address.tls, pid) as remote:
         url = address.url()
         if payloads is None:
-            path, body = _chosen(await remote.paths(), address)
+            paths = await remote.paths()
+            if remote.unreachable:
+                raise InputError(f"{address.origin} cannot be reached: {remote.unreachable}")
+            path, body = _chosen(paths, address)
             url, payloads = f"{address.origin}{path}", [Payload(body)]
         is_socket = address.scheme in ("ws", "wss")
         kind = WebSocketSender if is_socket else HTTPSender

@@ -56,7 +56,12 @@ def mean_batch(before: Look | None, after: Look | None) -> float | None:
 
 
 class Remote:
-    """What a service says of itself at `/info`, or at least at `/openapi.json`. Nothing is raised: it need not."""
+    """What a service says of itself at `/info`, or at least at `/openapi.json`. Nothing is raised: it need not.
+
+    unreachable: why no connection could be made, once that was so.
+    """
+
+    unreachable = ""
 
     def __init__(
         self, url: str, headers: Mapping[str, str], tls: ssl.SSLContext | None, pid: int | None = None
@@ -113,10 +118,14 @@ class Remote:
     async def _ask(self, path: str) -> Any:
         import aiohttp
 
-        with suppress(aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
+        try:
             async with self._session.get(path, ssl=True if self._tls is None else self._tls) as answer:
                 if answer.status == 200:
                     return msgspec.json.decode(await answer.read())
+        except aiohttp.ClientConnectorError as error:
+            self.unreachable = str(error.os_error)
+        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
+            pass
         return None
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import signal
+import sys
+from typing import Any
 
 import click
 
@@ -26,6 +29,13 @@ class Commands(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(f"tidegate.cli.{cmd_name}"), cmd_name)
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; Ctrl-C, where the command does not see to it, ends it as it ends any other program."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -158,6 +158,9 @@ def loaded_handlers(targets: Sequence[str], settings: Sequence[Change] = ()) -> 
         found = [handler for target in targets for handler in find_handlers(target)]
     except TargetError as error:
         stop(2, f"Error: {error}")
+    except SystemExit as error:
+        fix = 'put what a script does below `if __name__ == "__main__":`'
+        stop(2, f"{_traceback_in_module(error)}\nError: {' '.join(targets)} exits when it is imported: {fix}")
     except Exception as error:  # noqa: BLE001 - whatever the user's module raises
         stop(2, f"{_traceback_in_module(error)}\nError: {' '.join(targets)} cannot be imported")
     # `app.py app.py:name` names one twice.
@@ -217,7 +220,7 @@ def stop(code: int, text: str) -> NoReturn:
     sys.exit(code)
 
 
-def _traceback_in_module(error: Exception) -> str:
+def _traceback_in_module(error: BaseException) -> str:
     """The traceback from the user's first line on; the frames that led to it are not the user's."""
     traceback = error.__traceback__
     while traceback and traceback.tb_frame.f_globals["__name__"].partition(".")[0] in ("tidegate", "importlib"):

@@ -150,6 +150,9 @@ class _Job:
         """The exit code."""
         manager = DeviceManager.discover()
         app = App(self._handler, devices=manager, jsonl=self._jsonl)
+        if not self._given["quiet"]:
+            # A setup may take minutes, and until it is over there is no progress to show.
+            click.echo(f"tidegate: setting up {self._handler.name}", err=True)
         async with app:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import shlex
 from collections import Counter
@@ -25,6 +26,8 @@ from tidegate_transports.fronts import FrontsTransport
 from tidegate_transports.logs import configure
 
 __all__ = ["serve"]
+
+log = logging.getLogger("tidegate.serve")
 
 _SERVERS = {"aiohttp": "http", "uvicorn": "uvicorn", "granian": "granian"}
 _ALL_INTERFACES = ("0.0.0.0", "[::]")
@@ -144,6 +147,8 @@ def serve(
         stop(2, f"Error: {error}")
     except OSError as error:
         stop(2, f"Error: {error.filename}: {error.strerror}")
+    # A setup may take minutes, and until it is over nothing else is to be seen.
+    log.info("setting up %s: the doors open when every worker is ready", ", ".join(app.handlers))
     _run(app, drain_delay)
 
 

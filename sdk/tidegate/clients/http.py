@@ -76,7 +76,9 @@ class HTTPCarrier:
         try:
             response = await self._session.post(url, data=data, headers=headers, allow_redirects=False)
         except (aiohttp.ClientError, OSError) as error:
-            raise _disconnected(error, url) from error
+            disconnected = _disconnected(error, url)
+            # Where nobody listens the library's own traceback would bury the one line that says so.
+            raise disconnected from (error if disconnected.sent else None)
         try:
             return await _reply(response)
         except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from itertools import count
 from typing import Any, Self
 
@@ -101,7 +102,9 @@ class Link:
             self._end(f"the connection to {self._url} is gone: {why}")
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
-            await self._connection.close()
+            # One that is gone already may fail to close, and nobody waits here to hear of it.
+            with suppress(Exception):
+                await self._connection.close()
 
     def _end(self, why: str) -> None:
         self._error = Disconnected(why)

@@ -132,7 +132,8 @@ class WebSocketCarrier:
                 error_of_response(response.status_code, response.headers, bytes(response.body)), url
             ) from None
         except (OSError, WebSocketException) as error:
-            raise Disconnected(f"{url} cannot be reached: {str(error) or type(error).__name__}", sent=False) from error
+            # The library's own traceback would bury the one line that says so.
+            raise Disconnected(f"{url} cannot be reached: {str(error) or type(error).__name__}", sent=False) from None
         return Link(connection, url)
 
 

@@ -163,6 +163,13 @@ def test_the_highest_rate_within_a_bound_is_searched_for(run: Run, folder: Path)
 # ---------------------------------------------------------------------- a URL
 
 
+def test_a_service_that_is_not_there_is_told_in_one_line(run: Run) -> None:
+    ran = run("http://127.0.0.1:1/f", *SHORT)
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("Error: http://127.0.0.1:1 cannot be reached: ")
+
+
 def test_a_url_is_measured_with_the_example_that_the_service_tells_of(run: Run, serving: Serving, folder: Path) -> None:
     with serving("app.py:double", "app.py:raw", cwd=folder, env={"TIDEGATE_API_KEY": "sesame,other"}) as (_, printed):
         url = url_in(printed)

@@ -255,6 +255,7 @@ def test_a_size_that_is_none_is_told(size: str, run: Run) -> None:
 def test_a_failing_setup_ends_with_3_and_leaves_no_output(run: Run) -> None:
     ran = run("app.py:broken", input="1\n")
     assert (ran.returncode, ran.stdout) == (3, "")
+    assert "tidegate: setting up broken\n" in ran.stderr
     assert ran.stderr.splitlines()[-1] == "Error: setup of handler 'broken' failed: FileNotFoundError: no weights"
 
 

@@ -124,9 +124,9 @@ def test_a_signal_stops_it_with_success_after_what_is_in_flight_is_answered(
         assert process.wait(30) == 0
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_setup_ends_it_at_once(
-    stop: signal.Signals, tidegate: str, folder: Path, caller: socket.socket
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)])
+def test_a_setup_that_takes_long_is_announced_and_a_signal_ends_it_at_once(
+    stop: signal.Signals, code: int, tidegate: str, folder: Path, caller: socket.socket
 ) -> None:
     port = caller.getsockname()[1]
     (folder / "slow.py").write_text(
@@ -144,12 +144,13 @@ def test_a_signal_during_setup_ends_it_at_once(
         watchdog = threading.Timer(60, process.kill)
         watchdog.start()
         handler, _ = caller.accept()
+        assert process.stderr is not None
         with handler:
+            assert "setting up f: " in process.stderr.readline()
             process.send_signal(stop)
             _, errors = process.communicate(timeout=30)
         watchdog.cancel()
-    assert process.returncode != 0
-    assert "Traceback" not in errors
+    assert (process.returncode, errors.strip()) == (code, "")
 
 
 def test_what_the_user_sees_of_a_failing_request_has_the_traceback_and_its_id(serving: Serving, folder: Path) -> None:
@@ -222,6 +223,18 @@ def test_a_module_that_raises_shows_its_own_traceback_from_its_first_line_on(
     assert errors.splitlines()[-1] == f"Error: {target} cannot be imported"
 
 
+def test_a_script_that_exits_when_it_is_imported_is_told_so(
+    fails: Callable[..., tuple[int, str]], folder: Path
+) -> None:
+    (folder / "script.py").write_text("from app import shout\nimport sys\n\nsys.exit(0)\n")
+    code, errors = fails("script.py")
+    assert code == 2
+    assert f'File "{folder / "script.py"}", line 4' in errors
+    assert errors.splitlines()[-1] == (
+        'Error: script.py exits when it is imported: put what a script does below `if __name__ == "__main__":`'
+    )
+
+
 def test_a_failing_setup_shows_its_traceback_and_exits_with_3(
     fails: Callable[..., tuple[int, str]], folder: Path
 ) -> None:
@@ -242,8 +255,9 @@ def test_a_busy_port_is_told_in_one_line(fails: Callable[..., tuple[int, str]]) 
         address = f"127.0.0.1:{busy.getsockname()[1]}"
         code, errors = fails("app.py:shout", "--http", address)
     assert code == 1
-    assert len(errors.splitlines()) == 1
-    assert errors.startswith(f"Error: cannot listen on {address}: ")
+    announcement, error = errors.splitlines()
+    assert "setting up shout" in announcement
+    assert error.startswith(f"Error: cannot listen on {address}: ")
     assert "in use" in errors
 
 
@@ -257,6 +271,16 @@ def test_without_a_target_the_usage_is_told(fails: Callable[..., tuple[int, str]
 def test_help_names_what_can_be_served_and_where(arguments: list[str], tidegate: str) -> None:
     ran = subprocess.run([tidegate, *arguments], capture_output=True, text=True, timeout=30, check=True)
     assert ("file.py:name" in ran.stdout and "--http ADDR" in ran.stdout) or "serve " in ran.stdout
+
+
+def test_a_script_that_serves_itself_is_served_where_the_command_line_says(serving: Serving, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "from tidegate import run, serve\n\n"
+        "@serve(worker='thread')\ndef shout(text: str) -> str:\n    return text.upper()\n\n"
+        "run(shout, http='nowhere')\n"
+    )
+    with serving("script.py", cwd=tmp_path) as (_, printed):
+        assert httpx.post(f"{url_in(printed)}/shout", json="hello").json() == "HELLO"
 
 
 def test_a_file_that_is_named_twice_runs_once_and_serves_each_handler_once(serving: Serving, tmp_path: Path) -> None:
@@ -289,7 +313,8 @@ def test_each_server_reads_the_http_and_both_streams_stay_silent_while_it_does(
     with serving("app.py:shout", "--server", server, "--drain-delay", "0", cwd=folder) as (process, printed):
         assert httpx.post(f"{url_in(printed)}/shout", json="hello").json() == "HELLO!"
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=30) == ("", "")
+        printed_later, errors = process.communicate(timeout=30)
+        assert (printed_later, len(errors.splitlines())) == ("", 1)  # what was being set up
         assert process.returncode == 0
 
 
@@ -325,7 +350,8 @@ def test_failures_can_be_told_as_json(serving: Serving, folder: Path) -> None:
         httpx.post(f"{url_in(printed)}/invert", json=0, headers={"X-Request-Id": "from-me"})
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
-    (line,) = (json.loads(line) for line in errors.splitlines())
+    announcement, line = (json.loads(line) for line in errors.splitlines())
+    assert "setting up invert" in announcement["message"]
     assert (line["level"], "from-me" in line.values()) == ("error", True)
 
 

@@ -619,3 +619,21 @@ async def test_hundreds_in_flight_with_random_cancels_each_end_once_and_leave_no
         current: Link = carrier._link
         assert not current._in_flight
         assert not current._outbox
+
+
+async def test_a_connection_that_fails_to_close_is_no_error_of_anybodys() -> None:
+    class Gone:
+        """As the library's is when its transport is gone."""
+
+        close_code = None
+
+        async def recv(self) -> bytes:
+            raise ConnectionClosed(None, None)
+
+        async def close(self) -> None:
+            raise AttributeError("'NoneType' object has no attribute 'call_soon'")
+
+    connection: Any = Gone()
+    gone = Link(connection, "ws://127.0.0.1:1")
+    await gone.run()
+    assert not gone.is_open

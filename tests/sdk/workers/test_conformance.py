@@ -597,6 +597,34 @@ async def test_a_failing_setup_is_told_with_its_traceback(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("warmup", "why"),
+    [(2, "a batch of 4: ValueError: too many"), (lambda: 1 // 0, "the example: ZeroDivisionError: .* by zero")],
+)
+async def test_a_failing_warm_up_is_told_as_such_with_its_traceback(kind: Any, warmup: Any, why: str) -> None:
+    def fits(x: list[int]) -> list[int]:
+        if len(x) > 1:
+            raise ValueError("too many")
+        return x
+
+    handler = serve(name="f", max_batch_size=4, warmup=warmup)(fits)
+    with anyio.fail_after(30), pytest.raises(SetupFailed, match=f"^warm-up of handler 'f' failed: {why}$") as caught:
+        async with App(handler, worker=kind, devices=DeviceManager([CPU])):
+            raise AssertionError("must not start")
+    assert "in fits\n" in caught.value.traceback or "in <lambda>\n" in caught.value.traceback
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_warm_up_example_is_written_as_a_caller_would(kind: Any) -> None:
+    def total(x: np.ndarray) -> Any:
+        return x.sum(axis=1)
+
+    handler = serve(name="f", max_batch_size=4, warmup=[1.5, 2.0])(total)
+    async with App(handler, worker=kind, devices=DeviceManager([CPU])) as app:
+        assert await app.call("f", [1.5, 2.0]) == 3.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_setup_warm_up_and_teardown_come_in_order_and_each_once(kind: Any, meeting: Any) -> None:
     port = meeting.port
 
