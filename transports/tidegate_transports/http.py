@@ -18,7 +18,7 @@ from tidegate_transports.address import parse_address
 from tidegate_transports.connection import Connection, Listener
 from tidegate_transports.exchange import Exchange
 from tidegate_transports.http_options import HTTPOptions
-from tidegate_transports.listening import bind, tls_context, url_of
+from tidegate_transports.listening import BACKLOG, bind, tls_context, url_of
 from tidegate_transports.messages import Request, Response
 from tidegate_transports.pages import PROBES
 from tidegate_transports.websocket_aiohttp import is_upgrade, upgrade
@@ -53,7 +53,9 @@ class HTTPTransport:
         listener = Listener(door.handle, _request, self.options)
         patience = self.options.header_timeout if tls else None
         servers = [
-            await loop.create_server(listener, sock=one, ssl=tls, ssl_handshake_timeout=patience) for one in sockets
+            # Named again, because asyncio listens once more, and 100 is its own idea.
+            await loop.create_server(listener, sock=one, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=patience)
+            for one in sockets
         ]
         try:
             yield
