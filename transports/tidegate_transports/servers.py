@@ -15,8 +15,8 @@ from typing import Any
 from tidegate import App
 from tidegate_transports.address import parse_address
 from tidegate_transports.asgi import ASGI
-from tidegate_transports.connection import GRACE
 from tidegate_transports.http_options import HTTPOptions
+from tidegate_transports.listener import GRACE
 from tidegate_transports.listening import BACKLOG, bind, tls_context, url_of
 
 __all__ = ["GranianTransport", "UvicornTransport"]
