@@ -1,12 +1,20 @@
 import errno
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tidegate import App, serve
 from tidegate_transports.address import Address
+from tidegate_transports.http import HTTPTransport
 from tidegate_transports.http_options import HTTPOptions
 from tidegate_transports.listening import bind, tls_context, url_of
+from tidegate_transports.servers import GranianTransport, UvicornTransport
+from tidegate_transports.websocket import WebSocketTransport
+
+AT_ONCE = 200
+"""Clients: more than asyncio would let wait by itself."""
 
 
 def closing(sockets: list[socket.socket]) -> list[socket.socket]:
@@ -36,6 +44,24 @@ def test_every_address_of_ipv6_means_ipv4_as_well() -> None:
     for host in ("127.0.0.1", "::1"):
         socket.create_connection((host, port), timeout=10).close()
     closing(sockets)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("door", [HTTPTransport, WebSocketTransport, UvicornTransport, GranianTransport])
+async def test_clients_that_come_all_at_once_wait_for_the_service_and_not_for_tcp_to_try_again(
+    door: type[HTTPTransport | WebSocketTransport | UvicornTransport | GranianTransport],
+) -> None:
+    @serve
+    def same(x: int) -> int:
+        return x
+
+    opened = door("127.0.0.1:0")
+    async with App(same, http=opened, worker="thread"):
+        host, port = opened.url.rpartition("/")[2].split(":")
+        with ExitStack() as clients:
+            # The event loop accepts none of them meanwhile; TCP tries again after a second.
+            for _ in range(AT_ONCE):
+                clients.enter_context(socket.create_connection((host, int(port)), timeout=0.9))
 
 
 def test_a_port_has_one_owner_and_the_error_names_it() -> None:

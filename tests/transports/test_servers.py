@@ -111,3 +111,21 @@ async def test_options_hold_there_too(transport: Kind) -> None:
     async with App(double, http=door), httpx.AsyncClient(base_url=door.url, timeout=20) as client:
         assert (await client.post("/double", json=1)).status_code == 401
         assert (await client.post("/double", json=1, headers={"X-API-Key": "secret"})).json() == 2
+
+
+@EACH
+async def test_a_long_body_does_not_count_as_the_next_requests_head(transport: Kind) -> None:
+    body = b" " * 200_000 + b"7"
+    head = b"POST /double HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+    door = transport("127.0.0.1:0")
+    with anyio.fail_after(20):
+        async with App(double, http=door):
+            host, port = door.url.removeprefix("http://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head % len(body) + b"\r\n" + body + head % 3)
+            await reader.readuntil(b"\r\n\r\n14")
+            writer.write(b"Connection: close\r\n\r\n" + b"  8")
+            last = await reader.read()
+            writer.close()
+    assert last.startswith(b"HTTP/1.1 200 ")
+    assert last.endswith(b"\r\n\r\n16")

@@ -1,23 +1,37 @@
-"""One client's connection on aiohttp, with the limits that aiohttp's own leaves out.
+"""One client's connection: requests in through aiohttp's C parser, answers out, and a limit on everything.
 
-aiohttp parses and calls; here are the clocks (a head, a client that does not read), the number of connections, answers
-to what is no HTTP, and the end: idle connections are closed, busy ones finish until one deadline.
+The parser is all that is used of aiohttp here; a request that wants to become a WebSocket is handed on to aiohttp's own
+connection. The limits are clocks (a head, an idle connection, a client that does not read), the number of connections
+and how far requests may be sent ahead.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+import logging
+import socket
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import LineTooLong
-from aiohttp.web_protocol import _RequestFactory, _RequestHandler
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 
 from tidegate_transports.http_options import HTTPOptions
 from tidegate_transports.problems import problem, request_id_of
-from tidegate_transports.wire_format import LAST, head_of
+from tidegate_transports.websocket_aiohttp import is_upgrade
+from tidegate_transports.wire_format import head_of
 
-__all__ = ["Connection", "Listener"]
+if TYPE_CHECKING:
+    from tidegate_transports.listener import Listener
+
+__all__ = ["Connection", "Malformed"]
+
+log = logging.getLogger("tidegate.http")
 
 SLOWEST = 1024
 """Bytes per second that a client must read of an answer that waits for it."""
@@ -25,44 +39,68 @@ SLOWEST = 1024
 RESERVE = 64
 """Connections over the limit that are still heard, so that probes get through and the rest is told to come later."""
 
-GRACE = 0.1
-"""Seconds after the last connection was taken until those that have asked nothing are closed."""
+LINGER = 10.0
+"""Seconds that a client may go on sending a body that was refused: closed at once, it might not read why."""
 
+AHEAD = 32
+"""Requests sent ahead of their answers until the client is not read for a while."""
+
+READ_SIZE = 256 * 1024
 MAX_HEADERS = 100
 MAX_HEADER_LINE = 16 * 1024
 
+_PARSING: dict[str, Any] = {
+    "max_line_size": MAX_HEADER_LINE,
+    "max_field_size": MAX_HEADER_LINE,
+    "max_headers": MAX_HEADERS,
+    "auto_decompress": False,  # the exchange does that, for every shell alike
+}
 
-class Connection(web.RequestHandler):
-    """aiohttp's connection with a limit on everything that a client could keep us waiting for."""
+
+class Malformed(Exception):
+    """A body is not what its head says of it."""
+
+
+class Connection(BaseProtocol):
+    """Takes a client's requests one after the other, and lets it keep us waiting for nothing."""
 
     __slots__ = (
+        "_answered_at",
         "_head_timer",
+        "_held",
+        "_idle_timer",
         "_listener",
         "_options",
+        "_reader",
+        "_requests",
         "_stall_timer",
+        "_tail",
+        "_task",
         "_unsent",
-        "_wire",
+        "_upgraded_to",
+        "_waiter",
         "began",
         "client",
         "surplus",
     )
 
     def __init__(self, listener: Listener, options: HTTPOptions, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(
-            listener,
-            loop=loop,
-            keepalive_timeout=options.keepalive_timeout,
-            access_log=None,  # type: ignore[arg-type]  # none is what aiohttp itself passes for none
-            max_line_size=MAX_HEADER_LINE,
-            max_field_size=MAX_HEADER_LINE,
-            max_headers=MAX_HEADERS,
-            auto_decompress=False,  # the exchange does that, for every shell alike
-        )
+        super().__init__(loop)
         self._listener = listener
         self._options = options
-        self._wire: asyncio.Transport | None = None
+        self._reader: HttpRequestParser | None = HttpRequestParser(
+            self, loop, READ_SIZE, payload_exception=Malformed, **_PARSING
+        )
+        self._requests: deque[tuple[RawRequestMessage | HttpProcessingError, StreamReader]] = deque()
+        self._tail = b""
+        self._held = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._upgraded_to: web.RequestHandler | None = None
         self._head_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._answered_at = 0.0
         self._unsent = 0
         self.began = False
         """Whether an answer's first byte is out."""
@@ -74,54 +112,169 @@ class Connection(web.RequestHandler):
     # ------------------------------------------------------------------ how it comes and goes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._wire = cast(asyncio.Transport, transport)  # uvloop's transports are not derived from asyncio's
+        super().connection_made(transport)
+        if (sock := transport.get_extra_info("socket")) is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         peer = transport.get_extra_info("peername")
         self.client = str(peer[0]) if isinstance(peer, tuple) else ""
         others = len(self._listener.live)
         self._listener.live.add(self)
         self.surplus = others >= self._options.max_connections
-        super().connection_made(transport)
         if others >= self._options.max_connections + RESERVE:
             self.refuse(503, "every connection is taken; try again later", "overloaded")
         else:
             self._head_timer = self._loop.call_later(self._options.header_timeout, self._head_is_late)
+            self._task = self._loop.create_task(self._run())
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._wire = None
+        super().connection_lost(exc)
         self._listener.lost(self)
-        for timer in (self._head_timer, self._stall_timer):
+        for timer in (self._head_timer, self._idle_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
-        super().connection_lost(exc)
+        if self._task is not None:
+            # A client that hangs up cancels its request, and with that its place in the queue.
+            self._task.cancel()
+        if self._upgraded_to is not None:
+            self._upgraded_to.connection_lost(exc)
 
-    async def start(self) -> None:
-        try:
-            await super().start()
-        finally:
-            # Closed, as far as aiohttp cares; the system still holds what the client has not read.
-            if self._wire is not None and self._stall_timer is None:
-                self._watch_reader(self._wire)
+    def close(self) -> None:
+        """Take no further request; what is written still goes out."""
+        wire = self.transport
+        if wire is not None and not wire.is_closing():
+            wire.close()
+            # The system, or the loop, still holds what the client has not read.
+            if self._stall_timer is None:
+                self._watch_reader(wire)
 
     @property
     def idle(self) -> bool:
         """Whether it waits for a request of which nothing has come."""
         return self._waiter is not None and self._head_timer is None
 
-    # ------------------------------------------------------------------ heads that come too slowly
+    # ------------------------------------------------------------------ one request after another
+
+    async def _run(self) -> None:
+        keep_alive = True
+        while keep_alive:
+            if not self._requests:
+                self._waiter = self._loop.create_future()
+                await self._waiter
+            message, body = self._requests.popleft()
+            if self._held:
+                self._regulate()
+            self.began = False
+            if isinstance(message, HttpProcessingError):
+                self.refuse(*_wrong_with(message))
+                return
+            if is_upgrade(message):
+                self._hand_over(message)
+                return
+            try:
+                keep_alive = await self._listener.answer(self, message, body)
+            except ConnectionError:
+                keep_alive = False  # the client has gone
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
+                self._failed(message, error)
+                return
+            self._answered_at = self._loop.time()
+            if self._idle_timer is None:
+                self._idle_timer = self._loop.call_later(self._options.keepalive_timeout, self._is_idle_for_long)
+        with suppress(TimeoutError, Malformed):
+            async with asyncio.timeout(LINGER):
+                while not body.is_eof():
+                    await body.readany()
+        self.close()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        timer, waiter = self._head_timer, self._waiter
-        if waiter is not None and not waiter.done():
-            if timer is None and data:
-                self._head_timer = self._loop.call_later(self._options.header_timeout, self._head_is_late)
-        elif timer is not None:
-            timer.cancel()
-            self._head_timer = None
+        if self._upgraded_to is not None:
+            self._upgraded_to.data_received(data)
+            return
+        if self._reader is None:
+            self._tail += data
+            self._regulate()
+            return
+        requests: Sequence[tuple[RawRequestMessage | HttpProcessingError, StreamReader]]
+        try:
+            requests, is_over, tail = self._reader.feed_data(data)
+        except HttpProcessingError as error:
+            requests, is_over, tail = [(error, EMPTY_PAYLOAD)], True, b""
+        if requests:
+            self._requests.extend(requests)
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+            waiter, self._waiter = self._waiter, None
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
+            if len(self._requests) >= AHEAD:
+                self._regulate()
+        elif self._head_timer is None and self._waiter is not None:
+            self._head_timer = self._loop.call_later(self._options.header_timeout, self._head_is_late)
+        if is_over:  # what follows is no HTTP
+            self._reader, self._tail = None, tail
 
     def _head_is_late(self) -> None:
         self._head_timer = None
         self.refuse(408, f"no request came within {self._options.header_timeout:g} s", "request-timeout")
+
+    def _is_idle_for_long(self) -> None:
+        self._idle_timer = None
+        ends_at = self._answered_at + self._options.keepalive_timeout
+        if self._loop.time() < ends_at:
+            self._idle_timer = self._loop.call_at(ends_at, self._is_idle_for_long)
+        elif self.idle:
+            self.close()
+
+    def _hand_over(self, message: RawRequestMessage) -> None:
+        """Let aiohttp's own connection have the request, and all that follows."""
+
+        async def upgrade(request: web.BaseRequest) -> web.StreamResponse:
+            try:
+                return await self._listener.upgrade(request)
+            finally:
+                # It is closed now, and the client may not have read all.
+                if self.transport is not None and self._stall_timer is None:
+                    self._watch_reader(self.transport)
+
+        assert self.transport is not None
+        self.began = True
+        server = web.Server(upgrade, handler_cancellation=True)
+        self._upgraded_to = upgraded = web.RequestHandler(
+            server,
+            loop=self._loop,
+            access_log=None,  # type: ignore[arg-type]  # none is what aiohttp itself passes for none
+            lingering_time=0,  # the body, if it had any, has been read
+            **_PARSING,
+        )
+        upgraded.connection_made(self.transport)
+        if self._paused:
+            upgraded.pause_writing()
+        tail, self._tail = self._tail, b""
+        self._regulate()
+        upgraded.data_received(_head_again(message) + tail)
+
+    # ------------------------------------------------------------------ clients that send too much
+
+    def pause_reading(self) -> None:
+        self._reading_paused = True
+        self._regulate()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        if self._reading_paused:
+            self._reading_paused = False
+            self._regulate()
+
+    def _regulate(self) -> None:
+        """Read the client, or do not while enough of it waits here."""
+        full = self._reading_paused or len(self._requests) >= AHEAD or len(self._tail) >= READ_SIZE
+        wire = self.transport
+        if full != self._held and wire is not None and not wire.is_closing():
+            self._held = full
+            if full:
+                wire.pause_reading()
+            else:
+                wire.resume_reading()
 
     # ------------------------------------------------------------------ clients that do not read
 
@@ -137,11 +290,15 @@ class Connection(web.RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._wire is not None and self._stall_timer is None:
-            self._watch_reader(self._wire)
+        if self._upgraded_to is not None:
+            self._upgraded_to.pause_writing()
+        if self.transport is not None and self._stall_timer is None:
+            self._watch_reader(self.transport)
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        if self._upgraded_to is not None:
+            self._upgraded_to.resume_writing()
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
@@ -160,93 +317,54 @@ class Connection(web.RequestHandler):
     # ------------------------------------------------------------------ answers that no handler gives
 
     def refuse(self, status: int, detail: str, code: str) -> None:
-        """Tell a client that has no request in flight why, and close."""
+        """Tell a client that has no answer under way why, and close."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(_last_words(status, detail, code))
-        self.force_close()
+        self.close()
 
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """A problem document in place of aiohttp's page, which names the server and quotes the request."""
-        if isinstance(exc, ConnectionError):
-            raise exc
+    def _failed(self, message: RawRequestMessage, error: Exception) -> None:
         if self.began:
-            self.log_exception("an answer to %s %s broke off", request.method, request.path, exc_info=exc)
-            raise ConnectionError("the answer has begun")
-        if status == 500:
-            self.log_exception("the HTTP door failed on %s %s", request.method, request.path, exc_info=exc)
-            words = (500, "internal error", "internal-error")
-        elif isinstance(exc, LineTooLong):
-            words = (431, f"a header or the address is over {MAX_HEADER_LINE} bytes", "headers-too-large")
-        elif exc is not None and "Too many" in str(exc):
-            words = (431, f"the request has more than {MAX_HEADERS} headers", "headers-too-large")
+            log.error("an answer to %s %s broke off", message.method, message.url.path, exc_info=error)
+            self._break_off()
         else:
-            words = (400, "the bytes received are no HTTP/1.1 request", "malformed-request")
+            log.error("the HTTP door failed on %s %s", message.method, message.url.path, exc_info=error)
+            self.refuse(500, "internal error", "internal-error")
+
+    def _break_off(self) -> None:
+        # An answer that breaks off must not look like one that ended.
         if self.transport is not None:
-            self.transport.write(_last_words(*words))
-        return LAST
+            self.transport.abort()
 
     # ------------------------------------------------------------------ the end
 
     def end_politely(self) -> None:
         """Close if nothing is under way; what is under way ends the connection itself."""
         if self.idle:
-            self.force_close()
+            self.close()
 
     def end_now(self) -> None:
         """The deadline is over: whoever has got nothing yet is told so."""
-        task = self._task_handler
         if self.began:
-            # An answer that breaks off must not look like one that ended.
-            if self._wire is not None:
-                self._wire.abort()
+            self._break_off()
         else:
             self.refuse(503, "the service is shutting down", "closed")
-        if task is not None:
-            task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
 
-class Listener(web.Server):
-    """What the connections of one door share."""
+def _head_again(message: RawRequestMessage) -> bytes:
+    version = message.version
+    first = f"{message.method} {message.path} HTTP/{version.major}.{version.minor}".encode("utf-8", "surrogateescape")
+    return b"\r\n".join([first, *(b"%b: %b" % header for header in message.raw_headers), b"", b""])
 
-    def __init__(self, handler: _RequestHandler, request_factory: _RequestFactory, options: HTTPOptions) -> None:
-        # A client that hangs up cancels its handler, and with that its place in the queue.
-        super().__init__(handler, request_factory=request_factory, handler_cancellation=True)
-        self._options = options
-        self.live: set[Connection] = set()
-        self._empty = asyncio.Event()
 
-    def __call__(self) -> web.RequestHandler:
-        return Connection(self, self._options, self._loop)
-
-    def lost(self, connection: Connection) -> None:
-        self.live.discard(connection)
-        if not self.live:
-            self._empty.set()
-
-    async def drain(self, until: float) -> None:
-        """Close what is idle, wait until `until` on the loop's clock for the rest, then end that too."""
-        # Whoever has just connected, or been told nothing of the end yet, is about to send: that is still answered.
-        await self._emptied(min(until, self._loop.time() + GRACE))
-        for connection in list(self.live):
-            connection.end_politely()
-        await self._emptied(until)
-        for connection in list(self.live):
-            connection.end_now()
-        await self._emptied(self._loop.time() + 1.0)
-        for connection in list(self.live):
-            if connection._wire is not None:
-                connection._wire.abort()
-
-    async def _emptied(self, until: float) -> None:
-        try:
-            async with asyncio.timeout_at(until):
-                while self.live:
-                    self._empty.clear()
-                    await self._empty.wait()
-        except TimeoutError:
-            pass
+def _wrong_with(error: HttpProcessingError) -> tuple[int, str, str]:
+    """Status, text and code for what is no request."""
+    if isinstance(error, LineTooLong):
+        return 431, f"a header or the address is over {MAX_HEADER_LINE} bytes", "headers-too-large"
+    if "Too many" in str(error):
+        return 431, f"the request has more than {MAX_HEADERS} headers", "headers-too-large"
+    return 400, "the bytes received are no HTTP/1.1 request", "malformed-request"
 
 
 def _last_words(status: int, detail: str, code: str) -> bytes:

@@ -15,14 +15,18 @@ from typing import Any
 from tidegate import App
 from tidegate_transports.address import parse_address
 from tidegate_transports.asgi import ASGI
-from tidegate_transports.connection import GRACE
 from tidegate_transports.http_options import HTTPOptions
+from tidegate_transports.listener import GRACE
 from tidegate_transports.listening import BACKLOG, bind, tls_context, url_of
 
 __all__ = ["GranianTransport", "UvicornTransport"]
 
 LAST_WORDS = 1.0
 """Seconds that a server gets to end after its requests have."""
+
+
+MAX_HEAD = 64 * 1024
+"""Bytes of a head under uvicorn, the same that its slower parser takes."""
 
 
 class _ServerTransport:
@@ -86,6 +90,7 @@ class UvicornTransport(_ServerTransport):
         return uvicorn.Config(
             asgi,
             lifespan="off",
+            http=_protocol(),
             ws="websockets-sansio",
             ws_max_size=options.max_body,
             ws_per_message_deflate=False,
@@ -110,6 +115,38 @@ def _without_signals(uvicorn: Any) -> Any:
             yield
 
     return Embedded
+
+
+def _protocol() -> Any:
+    """What reads HTTP for uvicorn: httptools where it is installed, else what uvicorn has."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
+        return "auto"
+
+    class Bounded(HttpToolsProtocol):
+        """uvicorn's connection on httptools, which by itself would read a head that never ends."""
+
+        _head: object = None
+        _size = 0
+
+        def data_received(self, data: bytes) -> None:
+            head = self._head
+            super().data_received(data)
+            # Only what came wholly inside of one head: a read may hold the end of a long body and the next one's start.
+            self._size = self._size + len(data) if head is not None and head is self._head else 0
+            if self._size > MAX_HEAD and not self.transport.is_closing():
+                self.send_400_response(f"the head is over {MAX_HEAD} bytes")
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._head = object()
+
+        def on_headers_complete(self) -> None:
+            self._head = None
+            super().on_headers_complete()
+
+    return Bounded
 
 
 class GranianTransport(_ServerTransport):

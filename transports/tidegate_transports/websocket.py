@@ -20,7 +20,7 @@ from tidegate import App
 from tidegate.wire import Message
 from tidegate_transports.address import parse_address
 from tidegate_transports.http_options import HTTPOptions
-from tidegate_transports.listening import bind, tls_context, url_of
+from tidegate_transports.listening import BACKLOG, bind, tls_context, url_of
 from tidegate_transports.problems import Refusal, problem, request_id_of
 from tidegate_transports.pulse import Pulse
 from tidegate_transports.session import Limits
@@ -66,6 +66,7 @@ class WebSocketTransport:
             await serve(
                 door.handle,
                 sock=sock,
+                backlog=BACKLOG,  # asyncio listens once more, and 100 is its own idea
                 ssl=tls,
                 process_request=door.admit,
                 process_response=door.accept,

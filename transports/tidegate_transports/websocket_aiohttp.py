@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from aiohttp import WSMsgType, hdrs, web
+from aiohttp.http_parser import RawRequestMessage
 from multidict import CIMultiDict
 
 from tidegate.wire import SUBPROTOCOL, Message
@@ -21,9 +22,9 @@ __all__ = ["is_upgrade", "upgrade"]
 _SERVER = "tidegate"
 
 
-def is_upgrade(request: web.BaseRequest) -> bool:
+def is_upgrade(request: web.BaseRequest | RawRequestMessage) -> bool:
     """Whether a request wants to become a WebSocket."""
-    return request.headers.get(hdrs.UPGRADE, "").lower().strip() == "websocket"
+    return hdrs.UPGRADE in request.headers and request.headers[hdrs.UPGRADE].lower().strip() == "websocket"
 
 
 async def upgrade(request: web.BaseRequest, sockets: WebSockets) -> web.StreamResponse:

@@ -3,84 +3,56 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion, HttpVersion11
 
 from tidegate_transports.messages import Parts, Response
 
-if TYPE_CHECKING:
-    from tidegate_transports.connection import Connection
-
-__all__ = ["LAST", "NEXT", "head_of", "send", "send_parts"]
+__all__ = ["head_of", "send_parts", "whole"]
 
 
-class _Sent:
-    """What aiohttp asks of an answer that is out already."""
-
-    status = 200
-
-    def __init__(self, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing is left to prepare."""
-
-    async def write_eof(self) -> None:
-        """Nothing is left to write."""
-
-
-# aiohttp looks at nothing else of an answer; a response of its own would be written once more.
-NEXT: web.StreamResponse = _Sent(True)  # type: ignore[assignment]
-"""The answer is out, the connection takes the next request."""
-LAST: web.StreamResponse = _Sent(False)  # type: ignore[assignment]
-"""The answer is out and the connection ends with it."""
-
-
-async def send(
-    connection: Connection, request: web.BaseRequest, response: Response, keep_alive: bool
-) -> web.StreamResponse:
-    """Write a whole answer."""
+def whole(method: str, version: HttpVersion, response: Response, keep_alive: bool) -> bytes:
+    """An answer that is there already, with its head."""
     body, status = response.body, response.status
     # Neither has a body, and 204 not even the length of one.
     length = None if status == 204 or status < 200 else len(body)
-    head = head_of(status, response.content_type, response.headers, length, _connection_of(request, keep_alive))
-    if request.method == "HEAD" or length is None or status == 304:
-        body = b""
-    await connection.put(head + body)
-    return NEXT if keep_alive else LAST
+    head = head_of(status, response.content_type, response.headers, length, _connection_of(version, keep_alive))
+    return head if method == "HEAD" or length is None or status == 304 else head + body
 
 
 async def send_parts(
-    connection: Connection, request: web.BaseRequest, response: Response, parts: Parts, keep_alive: bool
-) -> web.StreamResponse:
+    put: Callable[[bytes], Awaitable[None]],
+    method: str,
+    version: HttpVersion,
+    response: Response,
+    parts: Parts,
+    keep_alive: bool,
+) -> None:
     """Write an answer as its parts come; the chunked framing's end is only there if the stream had one."""
-    chunked = request.version >= HttpVersion11
-    keep_alive = keep_alive and chunked
+    chunked = version >= HttpVersion11
     headers = {**response.headers, "Transfer-Encoding": "chunked"} if chunked else response.headers
     async with aclosing(parts):
-        keeps = _connection_of(request, keep_alive)
-        await connection.put(head_of(response.status, response.content_type, headers, None, keeps))
-        if request.method != "HEAD":
-            async for part in parts:
-                # An empty chunk would be the end.
-                if part:
-                    await connection.put(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
-    if chunked and request.method != "HEAD":
-        await connection.put(b"0\r\n\r\n")
-    return NEXT if keep_alive else LAST
+        await put(head_of(response.status, response.content_type, headers, None, _connection_of(version, keep_alive)))
+        if method == "HEAD":
+            return
+        async for part in parts:
+            # An empty chunk would be the end.
+            if part:
+                await put(b"%x\r\n%b\r\n" % (len(part), part) if chunked else part)
+    if chunked:
+        await put(b"0\r\n\r\n")
 
 
-def _connection_of(request: web.BaseRequest, keep_alive: bool) -> str:
+def _connection_of(version: HttpVersion, keep_alive: bool) -> str:
     """The Connection header's text where HTTP's own default is another."""
     if not keep_alive:
         return "close"
-    return "" if request.version >= HttpVersion11 else "keep-alive"
+    return "" if version >= HttpVersion11 else "keep-alive"
 
 
 def head_of(status: int, content_type: str, headers: Mapping[str, str], length: int | None, connection: str) -> bytes:
