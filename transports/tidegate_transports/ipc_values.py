@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from tidegate import EncodeError, HandlerError, TidegateError
-from tidegate.workers.pickling import PLAIN_TENSORS, as_tensor, by_value_pickler
+from tidegate.workers.pickling import PLAIN_TENSORS, as_tensor, by_value_pickler, bytes_of
 from tidegate_transports.ipc_memory import LARGE, Outbox, Place
 
 __all__ = ["LARGEST_VALUE", "Value", "decode_value", "encode_value"]
@@ -152,9 +152,7 @@ def _tensor(value: Any, outbox: Outbox | None) -> Value | None:
     name = str(value.dtype).removeprefix("torch.")
     if name not in PLAIN_TENSORS:
         return None
-    plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    data = plain.reshape(-1).view(torch.uint8).numpy().data
-    return _placed(_TENSOR, data, outbox, name, tuple(value.shape))
+    return _placed(_TENSOR, bytes_of(value.cpu()).data, outbox, name, tuple(value.shape))
 
 
 def _pickled(value: Any, by_value: bool) -> bytes:

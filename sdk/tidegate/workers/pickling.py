@@ -14,7 +14,7 @@ import numpy as np
 
 from tidegate.workers.struct_pickling import is_struct_class, reduce_struct_class
 
-__all__ = ["PLAIN_TENSORS", "Pickled", "as_tensor", "by_value_pickler", "loads"]
+__all__ = ["PLAIN_TENSORS", "Pickled", "as_tensor", "by_value_pickler", "bytes_of", "loads"]
 
 OUT_OF_BAND = 2048
 """Bytes from which a buffer is kept apart: below, finding its place takes longer than copying it once more."""
@@ -24,6 +24,9 @@ _COMPLEX = "complex32 complex64 complex128"
 _SMALL = "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu"
 PLAIN_TENSORS = frozenset(f"{_NUMBERS} {_COMPLEX} {_SMALL}".split())
 """torch's own dtypes that are plain numbers; quantized ones know more than their bytes say."""
+
+# Those that NumPy has as well, with nothing about them that is put off, as a conjugate may be.
+_NUMPYS = frozenset(_NUMBERS.split()) - {"bfloat16"}
 
 
 class Pickled:
@@ -69,8 +72,7 @@ class Pickled:
             return tensor.__reduce_ex__(5)
         self.tensors = True
         # Gradients belong to the process that computed them, and so does a place on the GPU.
-        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        data = plain.reshape(-1).view(torch.uint8).numpy()
+        data: Any = bytes_of(tensor.cpu())
         return _tensor, (pickle.PickleBuffer(data), name, tuple(tensor.shape))
 
 
@@ -130,6 +132,19 @@ def _array(buffer: Any, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:
 
 def _tensor(buffer: Any, dtype: str, shape: tuple[int, ...]) -> Any:
     return as_tensor(_writable(buffer), 0, dtype, shape)
+
+
+def bytes_of(tensor: Any) -> np.ndarray:
+    """The bytes of a plain tensor on the host, flat: its own memory if that is in one piece, else a copy."""
+    name = str(tensor.dtype)[6:]  # after "torch."
+    if name in _NUMPYS:
+        # Half the time that torch would take.
+        return np.ascontiguousarray(tensor.detach().numpy()).reshape(-1).view(np.uint8)
+    torch: Any = sys.modules["torch"]
+    plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    # A single element counts as contiguous whatever its stride, and could not be viewed as bytes with that.
+    viewed: np.ndarray = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
+    return viewed
 
 
 def as_tensor(buffer: Any, offset: int, dtype: str, shape: Sequence[int]) -> Any:

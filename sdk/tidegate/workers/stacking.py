@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from tidegate.collate import group_of, is_tensor
-from tidegate.workers.pickling import PLAIN_TENSORS, as_tensor
+from tidegate.workers.pickling import PLAIN_TENSORS, as_tensor, bytes_of
 
 __all__ = [
     "BYTES",
@@ -155,7 +155,7 @@ def whole_column(whole: Any) -> Source | None:
         kind, name, shape = TENSORS, str(whole.dtype)[6:], tuple(whole.shape)  # after "torch."
         if type(whole) is not torch.Tensor or name not in PLAIN_TENSORS or whole.layout is not torch.strided:
             return None
-        flat = whole.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat = bytes_of(whole)
         nbytes = flat.nbytes
     return Source(kind, [flat], name, shape, 0, nbytes, _write_bytes)
 
@@ -225,8 +225,7 @@ def _write_tensors(source: Source, buffer: Any, offset: int) -> None:
         # torch would share a large copy among all cores, and wait for each: seconds where they have other work.
         with memoryview(buffer) as room:
             for place, value in enumerate(values):
-                data = value.detach().contiguous().view(-1).view(torch.uint8).numpy()
-                room[offset + place * size : offset + (place + 1) * size] = data.data
+                room[offset + place * size : offset + (place + 1) * size] = bytes_of(value).data
         return
     out = as_tensor(buffer, offset, source.dtype, source.shape)
     # Gradients belong to the process that computed them.

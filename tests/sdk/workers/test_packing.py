@@ -240,6 +240,9 @@ WHOLES: dict[str, Callable[[], Any]] = {
     "masked": lambda: np.ma.masked_array(floats(5, 3), floats(5, 3) > 0),
     "parameters": lambda: torch.nn.Parameter(torch.rand(5, 3)),
 }
+# The only row of a batch, in memory where it had many neighbours: its strides are larger than it is.
+LONE = [torch.rand(6, 7)[:1, 0], torch.rand(6, 7).to(torch.bfloat16)[:1, 0], torch.rand(6, 7, dtype=torch.complex64)[:1, 0],
+        np.arange(42.0).reshape(6, 7)[:1, 0], torch.rand(6, 1, 7)[:1, :, 0], np.arange(42.0).reshape(6, 7)[:1, :1]]  # fmt: skip
 
 
 def is_whole(kind: str) -> bool:
@@ -264,6 +267,14 @@ def test_an_output_in_one_piece_arrives_as_its_rows_would_have(handover: Handove
     assert isinstance(rows, Rows)
     numbers = isinstance(whole, torch.Tensor) or (type(whole) is np.ndarray and whole.dtype.kind in "biufc")
     assert (rows._rows is None) == bool(numbers)
+
+
+@pytest.mark.parametrize("whole", LONE)
+def test_an_output_of_one_row_arrives_whatever_its_strides_are(handover: Handover, whole: Any) -> None:
+    (row,) = split(whole)
+    assert same(handover(rows_of(whole), copy=True).values, [row])
+    assert same(handover([row, row], copy=True).values, [row, row])
+    assert same(handover([[row]], copy=True).values, [[row]])
 
 
 def address(array: Any) -> int:

@@ -545,6 +545,13 @@ async def test_a_cancellation_that_comes_before_its_batch_is_taken_is_not_forgot
         worker.cancel(behind, 0)  # it has ended: nothing is kept of this
 
 
+async def test_the_collector_leaves_alone_what_setup_has_loaded(handlers: Any) -> None:
+    async with started(handlers.frozen) as worker:
+        batch = NotedBatch(0)
+        worker.run(batch)
+        assert await batch.outcome() == [True]
+
+
 async def test_a_second_batch_is_prepared_at_once_and_runs_behind_the_first(handlers: Any, meeting: Any) -> None:
     async with started(handlers.one) as worker:
         assert worker.prefetch

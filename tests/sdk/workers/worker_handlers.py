@@ -4,6 +4,7 @@ import asyncio
 import atexit
 import ctypes
 import dataclasses
+import gc
 import os
 import resource
 import signal
@@ -275,6 +276,12 @@ def watched(ports: list[int]) -> list[list[bool]]:
     while not any(item.cancelled for item in current_batch().items) and time.monotonic() < deadline:
         time.sleep(0.001)
     return [[item.cancelled for item in current_batch().items]] * 2
+
+
+@serve
+def frozen(x: Any) -> bool:
+    """Whether the collector leaves alone what setup has loaded."""
+    return gc.get_freeze_count() > 1000
 
 
 @serve(max_batch_size=4, batch_timeout=5.0)
