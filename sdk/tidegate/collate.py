@@ -32,7 +32,7 @@ def group_of(value: Any) -> Hashable:
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype.str
     if is_tensor(value):
-        return tuple(value.shape), str(value.dtype)
+        return value.shape, value.dtype
     if isinstance(value, dict):
         leaves = tuple((key, group_of(leaf)) for key, leaf in value.items())
         return leaves if any(leaf is not None for _, leaf in leaves) else None

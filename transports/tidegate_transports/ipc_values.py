@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from tidegate import EncodeError, HandlerError, TidegateError
-from tidegate.workers.pickling import PLAIN_TENSORS, as_tensor, by_value_pickler, bytes_of
+from tidegate.workers.pickling import as_tensor, by_value_pickler, bytes_of, tensor_dtypes
 from tidegate_transports.ipc_memory import LARGE, Outbox, Place
 
 __all__ = ["LARGEST_VALUE", "Value", "decode_value", "encode_value"]
@@ -76,7 +76,7 @@ def encode_value(
         encoded = Value(_PLAIN, value)
     else:
         try:
-            encoded = _scalar(value) or _tensor(value, outbox) or _placed(_PICKLE, _pickled(value, by_value), outbox)
+            encoded = _tensor(value, outbox) or _scalar(value) or _placed(_PICKLE, _pickled(value, by_value), outbox)
         except MemoryError:
             raise
         except Exception as error:
@@ -149,10 +149,11 @@ def _tensor(value: Any, outbox: Outbox | None) -> Value | None:
     torch = sys.modules.get("torch")
     if torch is None or type(value) is not torch.Tensor or value.layout is not torch.strided or value.is_meta:
         return None
-    name = str(value.dtype).removeprefix("torch.")
-    if name not in PLAIN_TENSORS:
+    name = tensor_dtypes().get(value.dtype)
+    if name is None:
         return None
-    return _placed(_TENSOR, bytes_of(value.cpu()).data, outbox, name, tuple(value.shape))
+    data = bytes_of(value if value.is_cpu else value.cpu()).data
+    return _placed(_TENSOR, data, outbox, name, tuple(value.shape))
 
 
 def _pickled(value: Any, by_value: bool) -> bytes:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from tidegate.collate import group_of, is_tensor
-from tidegate.workers.pickling import PLAIN_TENSORS, as_tensor, bytes_of
+from tidegate.workers.pickling import as_tensor, bytes_of, tensor_dtypes
 
 __all__ = [
     "BYTES",
@@ -152,9 +152,10 @@ def whole_column(whole: Any) -> Source | None:
         flat = np.ascontiguousarray(whole).reshape(-1).view(np.uint8)
     else:
         torch: Any = sys.modules["torch"]
-        kind, name, shape = TENSORS, str(whole.dtype)[6:], tuple(whole.shape)  # after "torch."
-        if type(whole) is not torch.Tensor or name not in PLAIN_TENSORS or whole.layout is not torch.strided:
+        found = tensor_dtypes().get(whole.dtype)
+        if found is None or type(whole) is not torch.Tensor or whole.layout is not torch.strided:
             return None
+        kind, name, shape = TENSORS, found, tuple(whole.shape)
         flat = bytes_of(whole)
         nbytes = flat.nbytes
     return Source(kind, [flat], name, shape, 0, nbytes, _write_bytes)
@@ -185,8 +186,8 @@ def _tensors(values: Sequence[Any], dim: int) -> Source | None:
     torch: Any = sys.modules["torch"]
     first, size = values[0], len(values)
     dtype, shape = first.dtype, first.shape
-    name = str(dtype)[6:]  # after "torch."
-    if [value.dtype for value in values].count(dtype) != size or name not in PLAIN_TENSORS:
+    name = tensor_dtypes().get(dtype)
+    if name is None or [value.dtype for value in values].count(dtype) != size:
         return None
     if [value.shape for value in values].count(shape) != size or not -len(shape) <= dim + 1 <= len(shape) + 1:
         return None
