@@ -95,6 +95,8 @@ class App:
             raise RuntimeError('a worker imports this script: enter an App below `if __name__ == "__main__":`')
         self._opened, self.draining, self.drain_ends_at = False, False, math.inf
         self.failure = asyncio.get_running_loop().create_future()
+        for transport in self.transports:
+            getattr(transport, "check", lambda: None)()
         kind = self._worker or ("process" if self._served else "thread")
         # Where a library has to be asked in a process of its own, this takes seconds.
         plan = await asyncio.to_thread(self._devices.plan, self.handlers.values(), kind)

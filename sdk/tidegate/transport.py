@@ -15,7 +15,10 @@ GROUP = "tidegate.transports"
 
 
 class Transport(Protocol):
-    """A door: made with its address, open as long as `serve` is entered. Published as an entry point of `GROUP`."""
+    """A door: made with its address, open as long as `serve` is entered. Published as an entry point of `GROUP`.
+
+    One that has a method `check` is asked before the workers start: it raises OSError if its address is taken.
+    """
 
     url: str
 

@@ -2,14 +2,16 @@ import errno
 import socket
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tidegate import App, serve
 from tidegate_transports.address import Address
+from tidegate_transports.fronts import FrontsTransport
 from tidegate_transports.http import HTTPTransport
 from tidegate_transports.http_options import HTTPOptions
-from tidegate_transports.listening import bind, tls_context, url_of
+from tidegate_transports.listening import bind, probe, tls_context, url_of
 from tidegate_transports.servers import GranianTransport, UvicornTransport
 from tidegate_transports.websocket import WebSocketTransport
 
@@ -47,6 +49,7 @@ def test_every_address_of_ipv6_means_ipv4_as_well() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.anyio
 @pytest.mark.parametrize("door", [HTTPTransport, WebSocketTransport, UvicornTransport, GranianTransport])
 async def test_clients_that_come_all_at_once_wait_for_the_service_and_not_for_tcp_to_try_again(
     door: type[HTTPTransport | WebSocketTransport | UvicornTransport | GranianTransport],
@@ -62,6 +65,33 @@ async def test_clients_that_come_all_at_once_wait_for_the_service_and_not_for_tc
             # The event loop accepts none of them meanwhile; TCP tries again after a second.
             for _ in range(AT_ONCE):
                 clients.enter_context(socket.create_connection((host, int(port)), timeout=0.9))
+
+
+def test_a_taken_port_is_told_before_anything_listens_and_a_free_one_stays_free() -> None:
+    sockets = bind(Address("127.0.0.1", 0))
+    taken = Address("127.0.0.1", sockets[0].getsockname()[1])
+    with pytest.raises(OSError, match="in use") as caught:
+        probe(taken)
+    assert (caught.value.errno, caught.value.filename) == (errno.EADDRINUSE, str(taken))
+    closing(sockets)
+    probe(taken)
+    probe(taken)
+    closing(bind(taken))
+
+
+@pytest.mark.parametrize(
+    "door", [HTTPTransport, WebSocketTransport, UvicornTransport, GranianTransport, FrontsTransport]
+)
+async def test_no_worker_is_set_up_behind_a_port_that_is_taken(door: Any) -> None:
+    def setup(device: str) -> None:
+        pytest.fail("minutes may have gone by")
+
+    handler = serve(name="f", setup=setup, worker="thread")(lambda state, x: x)
+    sockets = bind(Address("127.0.0.1", 0))
+    with pytest.raises(OSError, match="in use"):
+        async with App(handler, door=door(f"127.0.0.1:{sockets[0].getsockname()[1]}")):
+            pass
+    closing(sockets)
 
 
 def test_a_port_has_one_owner_and_the_error_names_it() -> None:

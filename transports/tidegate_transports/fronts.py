@@ -18,7 +18,7 @@ from tidegate_transports.address import Address, parse_address
 from tidegate_transports.front_place import FrontPlace
 from tidegate_transports.http_options import HTTPOptions
 from tidegate_transports.ipc_messages import News, Start
-from tidegate_transports.listening import reserve, tls_context, url_of
+from tidegate_transports.listening import probe, reserve, tls_context, url_of
 
 __all__ = ["FrontsTransport", "spare_processes"]
 
@@ -73,6 +73,10 @@ class FrontsTransport:
         self._scheme = "https" if self.options.tls_certificate else "http"
         self.places: list[FrontPlace] = []
         self.url = f"{self._scheme}://{self._address}"
+
+    def check(self) -> None:
+        """Raise OSError if the address is taken."""
+        probe(self._address)
 
     @asynccontextmanager
     async def serve(self, app: App) -> AsyncIterator[None]:

@@ -18,7 +18,7 @@ from tidegate_transports.connection import Connection, Malformed
 from tidegate_transports.exchange import Exchange
 from tidegate_transports.http_options import HTTPOptions
 from tidegate_transports.listener import Listener
-from tidegate_transports.listening import BACKLOG, bind, tls_context, url_of
+from tidegate_transports.listening import BACKLOG, bind, probe, tls_context, url_of
 from tidegate_transports.messages import Request, Response
 from tidegate_transports.pages import PROBES
 from tidegate_transports.websocket_aiohttp import upgrade
@@ -41,6 +41,10 @@ class HTTPTransport:
         self.options = options or HTTPOptions.from_environment(os.environ, **given)
         self._scheme = "https" if self.options.tls_certificate else "http"
         self.url = f"{self._scheme}://{self._address}"
+
+    def check(self) -> None:
+        """Raise OSError if the address is taken."""
+        probe(self._address)
 
     @asynccontextmanager
     async def serve(self, app: App) -> AsyncIterator[None]:

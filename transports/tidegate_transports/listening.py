@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from tidegate_transports.address import Address
 from tidegate_transports.http_options import HTTPOptions
 
-__all__ = ["bind", "reserve", "tls_context", "url_of"]
+__all__ = ["bind", "probe", "reserve", "tls_context", "url_of"]
 
 BACKLOG = 1024
 """Connections that the kernel keeps until they are accepted."""
@@ -23,6 +23,12 @@ def bind(address: Address, *, shared: bool = False) -> list[socket.socket]:
     shared: it is on, for processes of one service; `reserve` has made sure that the port is theirs.
     """
     return _bind(address, shared=shared, backlog=BACKLOG)
+
+
+def probe(address: Address) -> None:
+    """Raise the OSError that `bind` would raise now: a setup of minutes is not to end with a port that is taken."""
+    for one in _bind(address, shared=False, backlog=None):
+        one.close()
 
 
 def reserve(address: Address) -> list[socket.socket]:

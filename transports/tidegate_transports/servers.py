@@ -17,7 +17,7 @@ from tidegate_transports.address import parse_address
 from tidegate_transports.asgi import ASGI
 from tidegate_transports.http_options import HTTPOptions
 from tidegate_transports.listener import GRACE
-from tidegate_transports.listening import BACKLOG, bind, tls_context, url_of
+from tidegate_transports.listening import BACKLOG, bind, probe, tls_context, url_of
 
 __all__ = ["GranianTransport", "UvicornTransport"]
 
@@ -51,6 +51,10 @@ class _ServerTransport:
 
 class UvicornTransport(_ServerTransport):
     """Serves an app through uvicorn at `address`, `HOST:PORT`; port 0 takes a free one, which `url` then names."""
+
+    def check(self) -> None:
+        """Raise OSError if the address is taken."""
+        probe(self._address)
 
     @asynccontextmanager
     async def serve(self, app: App) -> AsyncIterator[None]:

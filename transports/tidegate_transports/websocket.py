@@ -20,7 +20,7 @@ from tidegate import App
 from tidegate.wire import Message
 from tidegate_transports.address import parse_address
 from tidegate_transports.http_options import HTTPOptions
-from tidegate_transports.listening import BACKLOG, bind, tls_context, url_of
+from tidegate_transports.listening import BACKLOG, bind, probe, tls_context, url_of
 from tidegate_transports.problems import Refusal, problem, request_id_of
 from tidegate_transports.pulse import Pulse
 from tidegate_transports.session import Limits
@@ -54,6 +54,10 @@ class WebSocketTransport:
         self._limits = limits
         self._scheme = "wss" if self.options.tls_certificate else "ws"
         self.url = f"{self._scheme}://{self._address}"
+
+    def check(self) -> None:
+        """Raise OSError if the address is taken."""
+        probe(self._address)
 
     @asynccontextmanager
     async def serve(self, app: App) -> AsyncIterator[None]:

@@ -141,6 +141,10 @@ class ProcessWorker:
     # ------------------------------------------------------------------ what the process says
 
     def _heard(self, message: frames.Message) -> None:
+        if isinstance(message, frames.Done | frames.Row | frames.Prepared) and message.batch not in self._batches:
+            # A function that forks and returns in the child as well: two processes speak on one socket from now on.
+            self._link.end(WorkerDied("the worker's process answered a batch twice: did the function fork?"))
+            return
         match message:
             case frames.Done():
                 self._done(message)

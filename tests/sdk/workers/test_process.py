@@ -545,6 +545,19 @@ async def test_a_cancellation_that_comes_before_its_batch_is_taken_is_not_forgot
         worker.cancel(behind, 0)  # it has ended: nothing is kept of this
 
 
+async def test_a_function_that_forks_and_returns_twice_ends_its_worker(handlers: Any) -> None:
+    handlers.forked.freeze()
+    worker = ProcessWorker(handlers.forked, reference_to(handlers.forked), "cpu", {})
+    died: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    with anyio.fail_after(30):
+        await worker.start(died.set_result)
+        batch = NotedBatch(7)
+        worker.run(batch)
+        assert await batch.outcome() == [7]
+        assert "answered a batch twice: did the function fork?" in str(await died)
+        await worker.stop()
+
+
 async def test_the_collector_leaves_alone_what_setup_has_loaded(handlers: Any) -> None:
     async with started(handlers.frozen) as worker:
         batch = NotedBatch(0)

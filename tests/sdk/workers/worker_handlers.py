@@ -279,6 +279,12 @@ def watched(ports: list[int]) -> list[list[bool]]:
 
 
 @serve
+def forked(x: int) -> int:
+    os.fork()
+    return x
+
+
+@serve
 def frozen(x: Any) -> bool:
     """Whether the collector leaves alone what setup has loaded."""
     return gc.get_freeze_count() > 1000
