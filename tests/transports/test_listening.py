@@ -79,6 +79,7 @@ def test_a_taken_port_is_told_before_anything_listens_and_a_free_one_stays_free(
     closing(bind(taken))
 
 
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     "door", [HTTPTransport, WebSocketTransport, UvicornTransport, GranianTransport, FrontsTransport]
 )

@@ -39,6 +39,10 @@ class _ServerTransport:
         self._scheme = "https" if self.options.tls_certificate else "http"
         self.url = f"{self._scheme}://{self._address}"
 
+    def check(self) -> None:
+        """Raise OSError if the address is taken."""
+        probe(self._address)
+
     def _bind(self) -> list[socket.socket]:
         sockets = bind(self._address, shared=self._shared)
         self.url = url_of(sockets, self._address, self._scheme)
@@ -51,10 +55,6 @@ class _ServerTransport:
 
 class UvicornTransport(_ServerTransport):
     """Serves an app through uvicorn at `address`, `HOST:PORT`; port 0 takes a free one, which `url` then names."""
-
-    def check(self) -> None:
-        """Raise OSError if the address is taken."""
-        probe(self._address)
 
     @asynccontextmanager
     async def serve(self, app: App) -> AsyncIterator[None]:
