@@ -225,14 +225,20 @@ def measure(run: Run, root: int, port: int, path: str, kind: str, size: int, who
     print(f"{kind} {size} {who}: {told}{f', {bad} bad' if bad else ''}; {run.left:.0f} s left", flush=True)
 
 
-def serve_tidegate(run: Run, arguments: Any, expected: dict[str, Any], log: Path) -> None:
-    """One service, a door for every number of front ends."""
+def serve_tidegate(run: Run, arguments: Any, expected: dict[str, Any], log: Path, cores: str = "") -> None:
+    """One service, a door for every number of front ends. cores: those that the workers get for themselves."""
     ports = {count: free_port() for count in arguments.fronts}
     doors = [f"{count}:{port}" for count, port in ports.items()]
     command = [sys.executable, str(HERE / "tidegate_app.py"), arguments.transport, *doors]
-    with started(command, log) as process:
+    own = {int(core) for core in cores.split(",") if core}
+    others = sorted(os.sched_getaffinity(0) - own)
+    if own:
+        command = ["taskset", "-c", ",".join(map(str, others)), *command]
+    chosen = {"KINDS": ",".join(arguments.kinds), "SIZES": ",".join(map(str, arguments.sizes)), "WORKER_CORES": cores}
+    kind, size = arguments.kinds[0], arguments.sizes[0]
+    with started(command, log, **chosen) as process:
         for port in ports.values():  # one opens after the other
-            await_open(process, port, "/bert_64", *body_of("bert", 0, False))
+            await_open(process, port, f"/{kind}_{size}", *body_of(kind, 0, False))
         run.note(f"tidegate is open, {run.left:.0f} s left")
         for kind in arguments.kinds:
             for size in arguments.sizes:
@@ -243,6 +249,7 @@ def serve_tidegate(run: Run, arguments: Any, expected: dict[str, Any], log: Path
                     path = f"/{kind}_{size}"
                     check(port, path, kind, False, expected)
                     who = f"tidegate, {count} front ends" if count else "tidegate, one process"
+                    who += f", workers alone on cores {cores}" if cores else ""
                     measure(run, process.pid, port, path, kind, size, who)
 
 
@@ -349,12 +356,15 @@ def main() -> None:
     steps.append(("bare models", lambda: expected.update(expectations())))
     steps.append(("bare loop", lambda: ceilings(run, arguments, log)))
     steps.append(("tidegate", lambda: serve_tidegate(run, arguments, expected, log)))
-    for kind in arguments.kinds:
+    if arguments.worker_cores:
+        alone = arguments.worker_cores
+        steps.append(("tidegate, apart", lambda: serve_tidegate(run, arguments, expected, log, alone)))
+    for kind in arguments.peer_kinds:
         steps.append(
             (f"Mosec {kind}", lambda kind=kind: serve_mosec(run, kind, expected, log, arguments.mosec_workers))
         )
     for kind in ("bert", "image64"):
-        if kind in arguments.kinds:
+        if kind in arguments.peer_kinds:
             steps.append((f"LitServe {kind}", lambda kind=kind: serve_litserve(run, kind, expected, log, 4)))
     steps.append(("bare loop", lambda: ceilings(run, arguments, log)))
     with ExitStack() as stack:
@@ -388,6 +398,8 @@ def _arguments() -> Any:
     parser.add_argument("--fronts", type=lambda text: [int(one) for one in text.split(",")], default=list(FRONTS))
     parser.add_argument("--sizes", type=lambda text: [int(one) for one in text.split(",")], default=[64, 256])
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS))
+    parser.add_argument("--peer-kinds", type=lambda text: text.split(","), default=list(KINDS))
+    parser.add_argument("--worker-cores", default="", help="once more, with the workers alone on these: 14,15")
     parser.add_argument("--log", type=Path, default=Path("/tmp/serve_models.log"))
     arguments = parser.parse_args()
     if arguments.tiny:

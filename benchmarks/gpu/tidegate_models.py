@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import statistics
+import sys
+import time
 from functools import partial
+from itertools import pairwise
 from typing import Annotated, Any
 
 import gpu_models
@@ -32,31 +37,74 @@ def stack(items: list[Base64Image]) -> torch.Tensor:
     return batch
 
 
+def load(kind: str, device: str) -> gpu_models._Model:
+    """The model, on cores of the worker's own if WORKER_CORES names some."""
+    if cores := os.environ.get("WORKER_CORES"):
+        os.sched_setaffinity(0, map(int, cores.split(",")))
+    return gpu_models.load(kind, device)
+
+
+class Clock:
+    """What a worker's time goes into: how long a call takes, and how long it is from one to the next."""
+
+    EVERY = 250
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: list[tuple[float, float, int]] = []
+
+    def note(self, begun: float, ended: float, size: int) -> None:
+        """One call; every so many are told."""
+        self._calls.append((begun, ended, size))
+        if len(self._calls) < self.EVERY:
+            return
+        calls, self._calls = self._calls, []
+        between = [after[0] - before[1] for before, after in pairwise(calls)]
+        inside = [ended - begun for begun, ended, _ in calls]
+        told = (
+            f"{1e3 * statistics.median(one):.2f} ms (mean {1e3 * statistics.mean(one):.2f})"
+            for one in (inside, between)
+        )
+        mean = statistics.mean(size for _, _, size in calls)
+        print(f"{self._name}: batch {mean:.1f}, {' in the call, '.join(told)} between two", file=sys.stderr, flush=True)
+
+
 def _bert(size: int) -> Handler[..., Any]:
-    @serve(name=f"bert_{size}", max_batch_size=size, setup=partial(gpu_models.load, "bert"))
+    clock = Clock(f"bert_{size}")
+
+    @serve(name=f"bert_{size}", max_batch_size=size, setup=partial(load, "bert"))
     def bert(model: gpu_models.Bert, tokens: Tokens) -> torch.Tensor:
-        return model(tokens)
+        begun = time.perf_counter()
+        output = model(tokens)
+        clock.note(begun, time.perf_counter(), len(tokens))
+        return output
 
     return bert
 
 
 def _image(size: int) -> Handler[..., Any]:
-    @serve(name=f"image_{size}", max_batch_size=size, setup=partial(gpu_models.load, "resnet"))
+    clock = Clock(f"image_{size}")
+
+    @serve(name=f"image_{size}", max_batch_size=size, setup=partial(load, "resnet"))
     def image(model: gpu_models.ResNet, pixels: Image) -> torch.Tensor:
-        return model(pixels)
+        begun = time.perf_counter()
+        output = model(pixels)
+        clock.note(begun, time.perf_counter(), len(pixels))
+        return output
 
     return image
 
 
 def _image64(size: int) -> Handler[..., Any]:
-    @serve(name=f"image64_{size}", max_batch_size=size, setup=partial(gpu_models.load, "resnet"), batch=stack)
+    @serve(name=f"image64_{size}", max_batch_size=size, setup=partial(load, "resnet"), batch=stack)
     def image64(model: gpu_models.ResNet, items: list[Base64Image]) -> torch.Tensor:
         return model(items)  # stacked by now
 
     return image64
 
 
-bert_64, bert_256 = _bert(64), _bert(256)
-image_64, image_256 = _image(64), _image(256)
-image64_64, image64_256 = _image64(64), _image64(256)
-HANDLERS = (bert_64, bert_256, image_64, image_256, image64_64, image64_256)
+KINDS = os.environ.get("KINDS", "bert,image,image64").split(",")
+SIZES = [int(size) for size in os.environ.get("SIZES", "64,256").split(",")]
+_MAKE = {"bert": _bert, "image": _image, "image64": _image64}
+HANDLERS = tuple(_MAKE[kind](size) for kind in KINDS for size in SIZES)
+globals().update({handler.name: handler for handler in HANDLERS})  # where a worker finds them

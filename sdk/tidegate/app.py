@@ -112,8 +112,12 @@ class App:
             for service in services.values():
                 await stack.enter_async_context(service)
             stack.push_async_exit(self._drain)
-            for transport in self.transports:
-                await stack.enter_async_context(transport.serve(self))
+            try:
+                for transport in self.transports:
+                    await stack.enter_async_context(transport.serve(self))
+            except BaseException:
+                self._begin_to_end()  # a door that is open already may have let somebody in
+                raise
             self._stack = stack.pop_all()
         # Not before every door is open: one of several must not send for callers while a signal would still end all.
         self._opened = True
@@ -123,9 +127,12 @@ class App:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
+        self._begin_to_end()
+        return await self._stack.__aexit__(kind, error, traceback)
+
+    def _begin_to_end(self) -> None:
         self.draining = True
         self.drain_ends_at = asyncio.get_running_loop().time() + self.drain_timeout
-        return await self._stack.__aexit__(kind, error, traceback)
 
     async def _drain(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or issubclass(kind, Exception):

@@ -47,5 +47,7 @@ class Reruns:
             size,
             parts,
             name,
-            known,
+            str(
+                known
+            ),  # whoever keeps the record need not keep the frames that the error came through, and their arrays
         )

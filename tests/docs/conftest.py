@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import http.client
 import json
 import os
 import random
@@ -232,7 +233,7 @@ class Reader:
         self.servers[port] = process
         until = time.monotonic() + 60
         while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", self._port(port)), timeout=1):
+            if is_ready(self._port(port)):
                 return
             if process.poll() is not None or time.monotonic() > until:
                 del self.servers[port]
@@ -249,6 +250,7 @@ class Reader:
             code = process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
             raise
         assert code in (0, -signal.SIGINT), (self.folder / f"server-{port}.log").read_text()
 
@@ -292,6 +294,20 @@ class Reader:
         for written, port in self.ports.items():
             text = text.replace(str(port), written)
         return text.strip("\n")
+
+
+def is_ready(port: int) -> bool:
+    """Whether something listens there, and if it is a service of ours, whether all its doors are open."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status != 503
+    except http.client.HTTPException:
+        return True  # it speaks something else
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 def matches(expected: str, printed: str) -> bool:
