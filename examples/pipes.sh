@@ -36,6 +36,13 @@ head -n 100 "$folder/out.jsonl" >"$folder/part.jsonl"
 tidegate run -q multi_handler.py:page --input "$folder/in.jsonl" --output "$folder/part.jsonl" --resume
 cmp "$folder/part.jsonl" "$folder/out.jsonl" && echo "the same $(wc -l <"$folder/part.jsonl") lines"
 
+echo "== in files of 100 lines, each of which can be done again by itself"
+split -l 100 "$folder/in.jsonl" "$folder/piece-"
+for piece in "$folder"/piece-??; do
+    tidegate run -q multi_handler.py:page --input "$piece" --output "$piece.out" --resume
+done
+cat "$folder"/piece-??.out | cmp - "$folder/out.jsonl" && echo "the same from $(ls "$folder"/piece-??.out | wc -l) files"
+
 echo "== a line that fails fails alone"
 printf '%s\n' '"a for loop"' '42' '"a lambda"' | tidegate run -q multi_handler.py:page || echo "status $?"
 

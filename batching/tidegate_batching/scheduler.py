@@ -350,10 +350,14 @@ class Scheduler:
         if best is None:
             return False
         lane, limit, reason = best
-        if self._max_cost == inf and self._now + MARGIN * self._seconds_of(limit) <= self._expiry.next():
+        # Behind a batch that runs it starts when that ends: who could be in time now may not be then.
+        starts = self._now if slot.current is None else max(self._now, slot.ends_at(self._service))
+        if self._max_cost == inf and starts + MARGIN * self._seconds_of(limit) <= self._expiry.next():
             batch = list(islice(lane, limit))  # no deadline at all is near
         else:
-            batch, shed = choose(lane, limit, self._max_cost, self._now, self._seconds, self._soonest)
+            batch, shed = choose(lane, limit, self._max_cost, starts, self._seconds, self._soonest)
+            if slot.current is not None and batch[0].deadline < starts + self._soonest(batch[0]):
+                return False  # nobody can be in time: only a free worker runs one all the same
             actions += [self._settle(item, error=DeadlineExceeded()) for item in shed]
         self._send(batch, slot, reason, actions)
         if self._auto:

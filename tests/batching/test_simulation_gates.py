@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tidegate_batching.item import Action, Dispatch, Item, Settle
 from tidegate_batching.policy import Policy
 from tidegate_batching.scheduler import Scheduler
 
@@ -206,3 +208,37 @@ def test_shedding_heals_after_a_wrong_estimate(slow: int, timeout: Any) -> None:
     late = [item for item in run.items if item.arrived_at > slow + 2]
     assert len(late) > 3000
     assert np.mean([run.answered[item] for item in late]) > 0.99
+
+
+@pytest.mark.parametrize("factor", [1.2, 2.0])
+def test_under_overload_a_batch_that_is_sent_ahead_is_one_that_will_be_in_time(factor: float) -> None:
+    seconds, timeout, ends = 0.02, 0.5, 10.0
+    scheduler = Scheduler(Policy(max_batch_size=8))
+    scheduler.slot_ready(0, 0.0, prefetch=True)
+    draw = np.random.default_rng(1)
+    arrivals = list(np.cumsum(draw.exponential(seconds / 8 / factor, int(factor * ends * 8 / seconds))))
+    sent: list[list[Item]] = []  # the first of them runs
+    done = math.inf
+    answered = 0
+
+    def carry_out(actions: Sequence[Action], now: float) -> None:
+        nonlocal done, answered
+        for action in actions:
+            if isinstance(action, Dispatch):
+                sent.append(list(action.items))
+                done = now + seconds if len(sent) == 1 else done
+                carry_out(scheduler.prepared(0, now), now)
+            elif isinstance(action, Settle):
+                answered += action.outcome.error is None
+
+    while arrivals or sent:
+        now = min(arrivals[0] if arrivals else math.inf, done)
+        if (due := scheduler.wake_at()) < now:
+            carry_out(scheduler.tick(due), due)
+        elif now == done:
+            batch = sent.pop(0)
+            done = now + seconds if sent else math.inf
+            carry_out(scheduler.complete(0, [None] * len(batch), now), now)
+        else:
+            carry_out(scheduler.submit(Item(None, deadline=arrivals.pop(0) + timeout), now), now)
+    assert answered / (ends * 8 / seconds) > 0.95
