@@ -40,14 +40,8 @@ class Reruns:
             return
         self._told_at[kind] = now
         parts = "smaller batches" if isinstance(known, OutOfMemory) else "parts"
-        name = "OutOfMemory: " if isinstance(known, OutOfMemory) else ""
+        # As text: whoever keeps the record need not keep the frames that the error came through, and their arrays.
+        reason = f"OutOfMemory: {known}" if isinstance(known, OutOfMemory) else str(known)
         log.warning(
-            "handler %s: a batch of %d items failed and is run again in %s: %s%s",
-            self._handler,
-            size,
-            parts,
-            name,
-            str(
-                known
-            ),  # whoever keeps the record need not keep the frames that the error came through, and their arrays
+            "handler %s: a batch of %d items failed and is run again in %s: %s", self._handler, size, parts, reason
         )
